@@ -1,0 +1,1 @@
+"""The networks of a camera rig, built on the fused operations."""

@@ -1,0 +1,42 @@
+"""The three legs of the suite. Each is a process of its own, because triton's interpreter and its compiler cannot share one.
+
+    pytest                  the PyTorch backend, and the Triton backend in its interpreter
+    pytest --compile-only   the kernels compiled for GPUs that are not there
+    pytest --gpu            the tests of the first leg on the GPU, and those that need one
+"""
+
+import os
+
+import pytest
+
+pytest_plugins = ["support.fixtures"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--compile-only", action="store_true", help="compile the kernels for sm_80, sm_90, sm_100, gfx942")
+    parser.addoption("--update-budgets", action="store_true", help="with --compile-only: record the registers used")
+    parser.addoption("--gpu", action="store_true", help="run on the GPU")
+
+
+def pytest_configure(config):
+    if not (config.getoption("--compile-only") or config.getoption("--gpu")):
+        os.environ["TRITON_INTERPRET"] = "1"
+        # With the interpreter on, every call without a named backend would go through it, those of whole networks too.
+        os.environ.setdefault("RIGFUSE_BACKEND", "torch")
+
+
+def pytest_collection_modifyitems(config, items):
+    compile_only, gpu = config.getoption("--compile-only"), config.getoption("--gpu")
+    chosen = [
+        item
+        for item in items
+        if bool(item.get_closest_marker("compile_only")) == compile_only
+        and (gpu or not item.get_closest_marker("gpu"))
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    return "cuda" if request.config.getoption("--gpu") else "cpu"
