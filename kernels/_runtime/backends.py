@@ -27,7 +27,7 @@ def triton_installed() -> bool:
 
 @torch.compiler.assume_constant_result
 def _default_backend() -> str:
-    return os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
 def why_not_triton(tensors: Sequence[torch.Tensor]) -> list[str]:

@@ -37,3 +37,9 @@ def strided(tensor: torch.Tensor | None) -> tuple:
 def rows_follow(*tensors: torch.Tensor | None) -> bool:
     """Whether in every (N, C, H, W) tensor the cells of a map are evenly spaced, row after row."""
     return all(t is None or t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3) for t in tensors)
+
+
+def memory_format(images: torch.Tensor) -> torch.memory_format:
+    """Of results that are to have the layout of `images` (N, C, H, W), which need not be dense."""
+    channels_last = images.shape[1] > 1 and images.stride(1) == 1
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -28,7 +28,6 @@ class GuardedAllocations:
             self.check()
 
     def check(self):
-        assert self._buffers, "no allocation was guarded"
         for buffer, poison in self._buffers:
             bands = torch.cat([buffer[:BAND], buffer[-BAND:]])
             untouched = bands.isnan() if bands.is_floating_point() else bands == poison

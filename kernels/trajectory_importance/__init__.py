@@ -1,0 +1,1 @@
+"""How near each image cell lies to a projected trajectory."""
