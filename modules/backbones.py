@@ -1,0 +1,72 @@
+"""Image backbone: ResNet and a feature pyramid, at the strides of either convention in use."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import ResNetBackbone, ResNetConfig
+
+RESNET50 = dict(embedding_size=64, hidden_sizes=(256, 512, 1024, 2048), depths=(3, 4, 6, 3), layer_type="bottleneck")
+RESNET_TINY = dict(embedding_size=16, hidden_sizes=(16, 32, 64, 128), depths=(1, 1, 1, 1), layer_type="basic")
+_STAGE_STRIDES = (4, 8, 16, 32)
+
+
+class ResNetFPN(nn.Module):
+    """ResNet (He et al. 2016, transformers' implementation) with a feature pyramid (Lin et al. 2017).
+
+    Args:
+        resnet: the arguments of `transformers.ResNetConfig`: `RESNET50`, `RESNET_TINY` or one's own.
+        strides: of the levels returned, ascending powers of two from 4. (8, 16, 32, 64) in the design documents,
+            (4, 8, 16, 32) in upstream SparseDrive. Levels beyond 32 are strided convolutions of the one before.
+        channels: C of every level.
+        weights: a local folder or a hub name with the ResNet's weights; None = random.
+        frozen_stages: how many stages (the stem is stage 0) get no gradient and keep their statistics; −1 = none.
+        norm_eval: every batch norm keeps its statistics in training too.
+    """
+
+    def __init__(
+        self,
+        resnet: dict = RESNET50,
+        *,
+        strides: tuple[int, ...] = (8, 16, 32, 64),
+        channels: int = 256,
+        weights: str | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+    ):
+        super().__init__()
+        powers = all(stride in (4, 8, 16, 32, 64, 128) for stride in strides)
+        if not strides or not powers or any(b != 2 * a for a, b in zip(strides, strides[1:])) or strides[0] > 32:
+            raise ValueError(f"strides is {strides}, needs consecutive powers of two that begin between 4 and 32")
+        self.strides, self.frozen_stages, self.norm_eval = tuple(strides), frozen_stages, norm_eval
+        stages = [index for index, stride in enumerate(_STAGE_STRIDES) if stride in strides]
+        config = ResNetConfig(**resnet, out_features=[f"stage{index + 1}" for index in stages])
+        self.body = ResNetBackbone.from_pretrained(weights, config=config) if weights else ResNetBackbone(config)
+        self.lateral = nn.ModuleList(nn.Conv2d(config.hidden_sizes[index], channels, 1) for index in stages)
+        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in stages)
+        extra = len(strides) - len(stages)
+        self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra))
+        for stage in self._frozen():
+            stage.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """images (N, 3, H, W), normalised → one (N, channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
+        maps = [layer(x) for layer, x in zip(self.lateral, self.body(images).feature_maps)]
+        for finer, coarser in zip(reversed(maps[:-1]), reversed(maps[1:])):
+            finer += F.interpolate(coarser, size=finer.shape[-2:], mode="nearest")
+        levels = [layer(x) for layer, x in zip(self.smooth, maps)]
+        for layer in self.extra:
+            levels.append(layer(levels[-1]))
+        return levels
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for stage in self._frozen():
+            stage.eval()
+        if self.norm_eval:
+            for module in self.body.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        return [self.body.embedder, *self.body.encoder.stages][: self.frozen_stages + 1]

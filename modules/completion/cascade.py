@@ -1,0 +1,146 @@
+"""The cascade: images → camera dropout → backbone → stage 1 temporal → stage 2 VAE → stage 3 planning-guided.
+
+System A of the design documents up to the features. A driving head takes `CascadeOutput.features` from here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...kernels._runtime.nvtx import annotate
+from ..backbones import ResNetFPN
+from ..camera_dropout import RandCamMask
+from ..rig import RigFrame
+from .planning_guided import PlanningGuidedCompletion
+from .temporal import MotionCompensatedTemporalCompletion
+from .vae import PVReconVAE
+
+
+@dataclass
+class RigWindow:
+    """A batch of consecutive moments, oldest first; the last is the present."""
+
+    images: torch.Tensor  # (B, T, V, 3, H, W), normalised
+    frames: list[RigFrame]  # T of them
+    trajectory: torch.Tensor | None = None  # (B, F, 2) metres, the ego's future in the present ego frame
+
+    def to(self, device: torch.device | str) -> "RigWindow":
+        """Images and trajectory to the device. Poses stay where they are: they are float64 and small."""
+        trajectory = None if self.trajectory is None else self.trajectory.to(device, non_blocking=True)
+        return RigWindow(self.images.to(device, non_blocking=True), self.frames, trajectory)
+
+
+@dataclass
+class CascadeOutput:
+    features: list[torch.Tensor]  # completed, for each scale (B, V, C, H, W)
+    original: list[torch.Tensor]  # before completion
+    missing: torch.Tensor  # (B, V) bool
+    teacher: list[torch.Tensor] | None  # from the full images
+    importance: list[torch.Tensor] | None  # of the trajectory, for each scale (B, V, H, W)
+    losses: dict[str, torch.Tensor]  # unweighted scalars: ssl, vae_rec, vae_kl, planning_guided
+
+
+class CompletionCascade(nn.Module):
+    """Completes the features of missing cameras; every stage is optional.
+
+    The student sees the masked images and carries the gradients. The teacher is the same backbone on the full images,
+    without gradients. With nothing but completion losses keep the backbone frozen: features that may move could agree
+    by becoming constant.
+
+    Args:
+        backbone: gives one map for each stride.
+        dropout: which cameras go missing in training, and on request in evaluation.
+        temporal: stage 1, at the scale whose stride it names.
+        vae: stage 2. Runs in training, and in place of stage 1 where a sample has no history at all.
+        planning: stage 3.
+    """
+
+    def __init__(
+        self,
+        backbone: ResNetFPN,
+        dropout: RandCamMask,
+        temporal: MotionCompensatedTemporalCompletion | None = None,
+        vae: PVReconVAE | None = None,
+        planning: PlanningGuidedCompletion | None = None,
+    ):
+        super().__init__()
+        if temporal is not None and temporal.stride not in backbone.strides:
+            raise ValueError(f"temporal.stride is {temporal.stride}, the backbone has strides {backbone.strides}")
+        self.backbone, self.dropout = backbone, dropout
+        self.temporal, self.vae, self.planning = temporal, vae, planning
+
+    def extract(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(B, V, 3, H, W) → for each stride (B, V, C, h, w), maps in channels_last memory format."""
+        maps = self.backbone(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        return [x.contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2]) for x in maps]
+
+    def forward(self, window: RigWindow, drop=None) -> CascadeOutput:
+        """Completes the present moment of a window.
+
+        Args:
+            window: the moments; the history is read from the earlier ones, all of whose cameras are present.
+            drop: cameras to drop now instead of a random draw: names, or a (B, V) bool mask.
+
+        Returns:
+            features, teacher and losses. Losses need missing cameras and are absent outside training; `trajectory` is
+            used in training only.
+        """
+        present = window.images[:, -1]
+        masked, missing = self.dropout(present, drop)
+        with annotate("backbone"):
+            original = self.extract(masked)
+            with torch.no_grad():
+                teacher = self.extract(present)
+        features, helped = self._temporal(window, original, missing)
+        losses, importance = {}, None
+        if self.vae is not None and self.training:
+            replace = missing & ~helped.any(dim=1, keepdim=True)
+            features, losses = self.vae(features, replace, teacher)
+        if self.planning is not None:
+            trajectory = window.trajectory if self.training else None
+            features, importance = self.planning(features, missing, window.frames[-1], trajectory)
+        if self.training:
+            losses = {**losses, **consistency_losses(features, teacher, missing, importance)}
+        return CascadeOutput(features, original, missing, teacher, importance, losses)
+
+    def _temporal(self, window, features, missing):
+        if self.temporal is None:
+            return features, torch.zeros_like(missing)
+        scale = self.backbone.strides.index(self.temporal.stride)
+        self.temporal.reset_history()
+        nobody = torch.zeros_like(missing)
+        with torch.no_grad():
+            for step, frame in enumerate(window.frames[:-1]):
+                self.temporal(self.extract(window.images[:, step])[scale], nobody, frame)
+        completed, helped = self.temporal.complete(features[scale], missing, window.frames[-1])
+        return [*features[:scale], completed, *features[scale + 1 :]], helped
+
+
+def consistency_losses(
+    features: list[torch.Tensor],
+    teacher: list[torch.Tensor],
+    missing: torch.Tensor,
+    importance: list[torch.Tensor] | None,
+) -> dict[str, torch.Tensor]:
+    """How far the missing cameras' features are from the teacher's; zero (with gradient) when none is missing.
+
+    `ssl`: squared error relative to the teacher's mean square, plus one minus the cosine of each cell, mean over the
+    scales. `planning_guided`: the same relative error weighted by the trajectory's importance; present with one.
+    """
+    ssl, guided = [], []
+    for scale, (x, target) in enumerate(zip(features, teacher)):
+        x, target = x[missing].float(), target[missing].float()  # (Nq, C, H, W)
+        if len(x) == 0:
+            ssl.append(features[scale].sum() * 0)
+            continue
+        error = (x - target).square().mean(dim=1) / target.square().mean().clamp(min=1e-6)
+        ssl.append(error.mean() + (1 - F.cosine_similarity(x, target, dim=1)).mean())
+        if importance is not None:
+            weight = importance[scale][missing]
+            guided.append((error * weight).sum() / weight.sum().clamp(min=1.0))
+    losses = dict(ssl=torch.stack(ssl).mean())
+    if guided:
+        losses["planning_guided"] = torch.stack(guided).mean()
+    return losses

@@ -1,0 +1,73 @@
+"""Stage 2: a variational autoencoder of each scale's features, the fallback where there is no history."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ScaleVAE(nn.Module):
+    """Convolutional VAE (Kingma & Welling 2014) of one scale's maps, 4 times smaller per side in the middle."""
+
+    def __init__(self, channels: int, latent: int):
+        super().__init__()
+        hidden = max(channels // 2, latent)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, hidden, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(hidden, 2 * latent, 3, stride=2, padding=1),
+        )
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(latent, hidden, 4, stride=2, padding=1),
+            nn.GELU(),
+            nn.ConvTranspose2d(hidden, channels, 4, stride=2, padding=1),
+        )
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(N, C, H, W) → reconstruction (N, C, H, W), mu and logvar (N, latent, ⌈H/4⌉, ⌈W/4⌉)."""
+        mu, logvar = self.encoder(features).chunk(2, dim=1)
+        z = mu
+        if self.training:
+            z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+        height, width = features.shape[-2:]
+        return self.decoder(z)[..., :height, :width], mu, logvar
+
+
+class PVReconVAE(nn.Module):
+    """Reconstructs perspective-view features, each scale on its own (design documents' `PVReconVAE`).
+
+    Args:
+        scales: number of scales.
+        channels: C of every scale.
+        latent: channels of z.
+    """
+
+    def __init__(self, scales: int, channels: int = 256, latent: int = 64):
+        super().__init__()
+        self.scales = nn.ModuleList(ScaleVAE(channels, latent) for _ in range(scales))
+
+    def forward(
+        self, features: list[torch.Tensor], replace: torch.Tensor, target: list[torch.Tensor] | None = None
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """Replaces maps by their reconstruction.
+
+        Args:
+            features: for each scale (B, V, C, H, W); get gradients.
+            replace: (B, V) bool, the maps to replace; the others return bit for bit.
+            target: the teacher's features, like `features`; None = no losses.
+
+        Returns:
+            the features, and the losses `vae_rec` (mean squared error to the target over all maps) and `vae_kl`
+            (divergence from the unit normal per latent element), means over the scales.
+        """
+        results, reconstruction, divergence = [], [], []
+        for scale, (vae, x) in enumerate(zip(self.scales, features)):
+            rebuilt, mu, logvar = vae(x.flatten(0, 1))
+            rebuilt = rebuilt.unflatten(0, x.shape[:2]).to(x.dtype)
+            results.append(torch.where(replace[:, :, None, None, None], rebuilt, x))
+            if target is not None:
+                reconstruction.append(F.mse_loss(rebuilt.float(), target[scale].float()))
+                mu, logvar = mu.float(), logvar.float()
+                divergence.append(0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean())
+        if target is None:
+            return results, {}
+        return results, dict(vae_rec=torch.stack(reconstruction).mean(), vae_kl=torch.stack(divergence).mean())

@@ -1,0 +1,238 @@
+import pytest
+import torch
+from rigfuse.modules.completion.temporal import (
+    MotionCompensatedTemporalCompletion as V1,
+)
+from rigfuse.modules.completion.temporal import (
+    MotionCompensatedTemporalCompletionV2 as V2,
+)
+from rigfuse.modules.completion.temporal import plan_attention
+from rigfuse.modules.rig import NUSCENES_CAMERAS, RigFrame
+from rigfuse.train.data import open_drives
+
+SMALL = dict(channels=32, heads=2, queue_length=2, kv_downsample=2, stride=64)
+SIZE = (14, 25)  # 900×1600 at stride 64
+FRONT, FRONT_LEFT, BACK = (NUSCENES_CAMERAS.index(f"CAM_{name}") for name in ("FRONT", "FRONT_LEFT", "BACK"))
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[RigFrame]:
+    """Four consecutive moments of a batch of two drives."""
+    drives = open_drives(None)[:2]
+    return [RigFrame.cat([drive[index].frame for drive in drives]) for index in range(4)]
+
+
+def maps(samples=2, **like):
+    return torch.randn(samples, 6, 32, *SIZE, **like)
+
+
+def missing_cameras(*pairs, samples=2):
+    mask = torch.zeros(samples, 6, dtype=torch.bool)
+    for sample, camera in pairs:
+        mask[sample, camera] = True
+    return mask
+
+
+NOBODY = missing_cameras()
+
+
+def trained(module, seed=1):
+    """The module with parameters that depend on nothing but `seed`, none of them zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def run(module, frames, history, present, missing):
+    module.reset_history()
+    for frame, features in zip(frames, history):
+        module(features, NOBODY[: len(features)], frame)
+    return module(present, missing, frames[len(history)])
+
+
+def test_nothing_to_do_returns_the_input_bit_for_bit(frames):
+    module, features, missing = trained(V2(**SMALL)), maps(), missing_cameras((0, FRONT))
+    assert torch.equal(module(features, missing, frames[0]), features)  # no history
+    assert torch.equal(module(features, NOBODY, frames[1]), features)  # nobody is missing
+    disabled = V2(**SMALL, enable=False)
+    run(disabled, frames, [features], features, missing)
+    assert torch.equal(disabled(features, missing, frames[2]), features) and not disabled.history.frames
+
+
+def test_only_missing_cameras_change(frames):
+    features, missing = maps(), missing_cameras((0, FRONT), (1, BACK), (1, FRONT_LEFT))
+    completed = run(trained(V1(**SMALL)), frames, [maps(), maps()], features, missing)
+    assert torch.equal(completed[~missing], features[~missing])
+    assert (completed[missing] - features[missing]).abs().flatten(1).amax(1).gt(1e-3).all()
+
+
+def test_weights_are_interchangeable_and_equal_topologies_agree(frames):
+    v1 = trained(V1(**SMALL, topology="neighbours"))
+    v2 = V2(**SMALL)
+    v2.load_state_dict(v1.state_dict())
+    v1_global = V1(**SMALL)
+    v1_global.load_state_dict(v2.state_dict())
+    history, features, missing = [maps(), maps()], maps(), missing_cameras((0, FRONT), (1, BACK))
+    results = [run(module, frames, history, features, missing) for module in (v1, v2, v1_global)]
+    assert torch.equal(results[0], results[1])
+    assert not torch.allclose(results[0], results[2])
+
+
+def test_v2_reads_and_warps_only_what_its_table_names(frames):
+    """FRONT's neighbours are FRONT_LEFT and FRONT_RIGHT: what BACK saw cannot matter, and is not warped."""
+    warped = []
+
+    class Counting(V2):
+        def _warp(self, features, projection, source_index, offsets):
+            warped.append(source_index.tolist())
+            return super()._warp(features, projection, source_index, offsets)
+
+    module = trained(Counting(**SMALL))
+    history, features, missing = maps(), maps(), missing_cameras((1, FRONT))
+    first = run(module, frames, [history], features, missing)
+    assert warped == [[6 + FRONT, 6 + FRONT_LEFT, 6 + NUSCENES_CAMERAS.index("CAM_FRONT_RIGHT")]]
+    for camera, matters in ((BACK, False), (FRONT_LEFT, True)):
+        changed = history.clone()
+        changed[1, camera] += 1
+        assert torch.equal(run(module, frames, [changed], features, missing), first) != matters
+    changed = history.clone()
+    changed[0] += 1  # the other sample
+    assert torch.equal(run(module, frames, [changed], features, missing), first)
+
+
+def test_a_camera_missing_then_is_not_read(frames):
+    module, history, features = trained(V2(**SMALL)), maps(), maps()
+    missing = missing_cameras((0, FRONT))
+
+    def complete(past):
+        module.reset_history()
+        module(past, missing_cameras((0, FRONT_LEFT)), frames[0])
+        return module(features, missing, frames[1])
+
+    first, changed = complete(history), history.clone()
+    changed[0, FRONT_LEFT] = float("nan")
+    assert torch.equal(complete(changed), first) and first.isfinite().all()
+
+
+def test_a_scene_change_ends_the_history_of_its_sample_only(frames):
+    module, features = trained(V1(**SMALL)), maps()
+    missing = missing_cameras((0, FRONT), (1, FRONT))
+    past = frames[0]
+    other_scene = RigFrame(past.image_T_ego, past.world_T_ego, past.timestamp, ("another", past.scene[1]))
+    module(maps(), NOBODY, other_scene)
+    completed, helped = module.complete(features, missing, frames[1])
+    assert helped.nonzero().tolist() == [[1, FRONT]]
+    assert torch.equal(completed[0], features[0]) and not torch.equal(completed[1], features[1])
+
+
+def test_samples_of_a_batch_do_not_see_one_another(frames):
+    module, history, features = trained(V2(**SMALL)), maps(), maps()
+    missing = missing_cameras((0, FRONT), (1, BACK))
+    together = run(module, frames, [history], features, missing)
+    alone = [
+        RigFrame(f.image_T_ego[1:], f.world_T_ego[1:], f.timestamp[1:], f.scene[1:]) for f in frames
+    ]
+    torch.testing.assert_close(run(module, alone, [history[1:]], features[1:], missing[1:]), together[1:])
+
+
+def test_gradients_reach_every_parameter_and_stop_at_the_history(frames):
+    module = trained(V2(**SMALL))
+    history, features = maps(requires_grad=True), maps(requires_grad=True)
+    missing = missing_cameras((0, FRONT), (1, BACK))
+    completed = run(module, frames, [history], features, missing)
+    weight = torch.randn_like(completed)
+    (completed * weight).sum().backward()
+    for name, parameter in module.named_parameters():
+        # a bias of the keys shifts every score of a query alike, and the softmax does not see it
+        if name != "attention.key.bias":
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    assert history.grad is None
+    torch.testing.assert_close(features.grad[~missing], weight[~missing], rtol=0, atol=0)
+
+
+def test_a_standing_vehicle_is_reminded_of_what_it_saw(frames):
+    """Identity motion and an own-camera topology: each key is a cell of the history, where it was."""
+    module = trained(V1(**SMALL, topology="own"))
+    seen = {}
+
+    class Watching(V1):
+        def _warp(self, features, projection, source_index, offsets):
+            warped, coverage = super()._warp(features, projection, source_index, torch.zeros_like(offsets))
+            seen.update(warped=warped, coverage=coverage)
+            return warped, coverage
+
+    module.__class__ = Watching
+    standing = RigFrame(frames[0].image_T_ego, frames[0].world_T_ego, frames[0].timestamp + 0.5, frames[0].scene)
+    history = maps()
+    module(history, NOBODY, frames[0])
+    module(maps(), missing_cameras((1, BACK)), standing)
+    torch.testing.assert_close(seen["warped"][0], history[1, BACK], atol=1e-4, rtol=1e-4)
+    assert seen["coverage"].mean() > 0.99
+
+
+def test_history_in_bfloat16_stays_close(frames):
+    history, features, missing = [maps(), maps()], maps(), missing_cameras((0, FRONT))
+    narrow = trained(V2(**SMALL, history_dtype=torch.bfloat16))
+    wide = trained(V2(**SMALL))
+    completed = [run(module, frames, history, features, missing) for module in (narrow, wide)]
+    assert narrow.history.frames[0].features.dtype == torch.bfloat16 and completed[0].dtype == torch.float32
+    torch.testing.assert_close(*completed, atol=0.1, rtol=0.05)
+
+
+def test_backends_agree(frames):
+    history, features, missing = [maps()], maps(), missing_cameras((0, FRONT))
+    completed = [
+        run(trained(V2(**SMALL, backend=backend)), frames, history, features, missing) for backend in ("torch", "triton")
+    ]
+    torch.testing.assert_close(*completed, atol=1e-4, rtol=1e-4)
+
+
+def test_autocast_and_channels_last(frames):
+    module = trained(V2(**SMALL))
+    history, features, missing = maps(), maps(), missing_cameras((0, FRONT))
+    expected = run(module, frames, [history], features, missing)
+    dense = features.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 6))
+    torch.testing.assert_close(run(module, frames, [history], dense, missing), expected, atol=1e-4, rtol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        completed = run(module, frames, [history], features, missing)
+    assert completed.dtype == torch.float32
+    torch.testing.assert_close(completed, expected, atol=0.3, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (dict(features=torch.zeros(2, 5, 32, 4, 4)), ValueError, r"features has shape \(2, 5, 32, 4, 4\), needs"),
+        (dict(features=torch.zeros(2, 6, 16, 4, 4)), ValueError, r"needs \(B, 6, 32, H, W\)"),
+        (dict(missing=torch.zeros(2, 6)), TypeError, "missing is float32, needs bool"),
+        (dict(missing=NOBODY[:1]), ValueError, r"missing has shape \(1, 6\), needs \(B, V\)"),
+    ],
+)
+def test_bad_input(frames, change, error, message):
+    arguments = dict(features=maps(), missing=NOBODY, frame=frames[0])
+    with pytest.raises(error, match=message):
+        V1(**SMALL)(**{**arguments, **change})
+
+
+def test_bad_settings():
+    for settings, message in [
+        (dict(heads=5), "channels is 32, needs a multiple of heads"),
+        (dict(kv_downsample=0), "kv_downsample is 0"),
+        (dict(queue_length=0), "length is 0"),
+        (dict(topology="neighbors"), "neighbours"),
+        (dict(cameras=("CAM_FRONT", "CAM_TOP")), "CAM_TOP|CAM_FRONT_LEFT"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            V2(**{**SMALL, **settings})
+
+
+def test_the_plan_lists_each_needed_map_once(frames):
+    module = V1(**SMALL, topology="global")
+    module(maps(), missing_cameras((0, BACK)), frames[0])
+    module(maps(), NOBODY, frames[1])
+    plan = plan_attention(missing_cameras((0, FRONT), (0, BACK)), module.history.frames, module._table)
+    assert plan.queries.tolist() == [[0, FRONT], [0, BACK]]
+    assert [index.tolist() for index in plan.maps] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4]]
+    assert sorted(plan.block_table[0].tolist()) == [-1, *range(11)]
