@@ -1,0 +1,181 @@
+import pytest
+import torch
+from rigfuse.modules.backbones import RESNET_TINY, ResNetFPN
+from rigfuse.modules.camera_dropout import RandCamMask
+from rigfuse.modules.completion.cascade import CompletionCascade, RigWindow, consistency_losses
+from rigfuse.modules.completion.planning_guided import PlanningGuidedCompletion, project_trajectory
+from rigfuse.modules.completion.temporal import MotionCompensatedTemporalCompletionV2
+from rigfuse.modules.completion.vae import PVReconVAE
+from rigfuse.modules.rig import ImageAugmentation, RigFrame, nuscenes_like_rig
+from rigfuse.train.data import open_drives
+
+STRIDES, CHANNELS = (16, 32), 32
+SMALL = dict(channels=CHANNELS, heads=2, kv_downsample=2)
+WIDTH, HEIGHT = 200, 112
+FRONT, BACK = 0, 5
+
+
+def frame_of(drive, index):
+    """A moment of the built-in drive with images shrunk to an eighth."""
+    frame = drive[index].frame
+    rig = nuscenes_like_rig().augmented(ImageAugmentation(resize=0.125))
+    return RigFrame(rig.image_T_ego[None], frame.world_T_ego, frame.timestamp, frame.scene)
+
+
+@pytest.fixture(scope="module")
+def window() -> RigWindow:
+    drive = open_drives(None)[0]
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(1, 3, 6, 3, HEIGHT, WIDTH, generator=generator)
+    trajectory = torch.stack([torch.arange(1, 7) * 4.0, torch.zeros(6)], dim=-1)[None]
+    return RigWindow(images, [frame_of(drive, index) for index in range(3)], trajectory)
+
+
+def cascade(**stages) -> CompletionCascade:
+    torch.manual_seed(5)
+    parts = dict(
+        temporal=MotionCompensatedTemporalCompletionV2(**SMALL, stride=32),
+        vae=PVReconVAE(len(STRIDES), CHANNELS, latent=8),
+        planning=PlanningGuidedCompletion(STRIDES, sigma=16.0, **SMALL),
+    )
+    backbone = ResNetFPN(RESNET_TINY, strides=STRIDES, channels=CHANNELS, frozen_stages=4)
+    backbone.requires_grad_(False)
+    return CompletionCascade(backbone, RandCamMask(p_missing=1.0), **{**parts, **stages})
+
+
+@pytest.mark.parametrize("strides", [(4, 8, 16, 32), (8, 16, 32, 64), (32,), (32, 64, 128)])
+def test_backbone_returns_every_stride(strides):
+    levels = ResNetFPN(RESNET_TINY, strides=strides, channels=16)(torch.randn(2, 3, 225, 400))
+    expected = [(2, 16, -(-225 // stride), -(-400 // stride)) for stride in strides]
+    assert [tuple(level.shape) for level in levels] == expected
+
+
+def test_frozen_stages_keep_weights_and_statistics():
+    backbone = ResNetFPN(RESNET_TINY, strides=(16, 32), channels=16, frozen_stages=2).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    optimiser = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
+    sum(level.square().mean() for level in backbone(torch.randn(2, 3, 64, 64))).backward()
+    optimiser.step()
+    moved = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
+    frozen = ("body.embedder", "body.encoder.stages.0", "body.encoder.stages.1")
+    assert moved and not any(name.startswith(frozen) for name in moved)
+    assert any(name.startswith("body.encoder.stages.2") and "running_mean" in name for name in moved)
+
+
+@pytest.mark.parametrize("strides", [(), (8, 32), (64, 128), (3, 6)])
+def test_backbone_refuses_strides(strides):
+    with pytest.raises(ValueError, match="strides is"):
+        ResNetFPN(RESNET_TINY, strides=strides)
+
+
+def test_vae_replaces_only_what_it_is_told_and_reports_its_losses():
+    vae = PVReconVAE(2, CHANNELS, latent=8).eval()
+    features = [torch.randn(2, 6, CHANNELS, *size) for size in ((7, 13), (4, 7))]
+    replace = torch.zeros(2, 6, dtype=torch.bool)
+    replace[1, 2] = True
+    results, losses = vae(features, replace, features)
+    for before, after in zip(features, results):
+        assert torch.equal(before[~replace], after[~replace]) and not torch.equal(before[replace], after[replace])
+    mu, logvar = zip(*(part[1:] for part in (s(x.flatten(0, 1)) for s, x in zip(vae.scales, features))))
+    normal = torch.distributions.Normal
+    divergence = [
+        torch.distributions.kl_divergence(normal(m, (0.5 * v).exp()), normal(0.0, 1.0)).mean() for m, v in zip(mu, logvar)
+    ]
+    torch.testing.assert_close(losses["vae_kl"], torch.stack(divergence).mean())
+    assert vae(features, replace)[1] == {}
+
+
+def test_a_trajectory_ahead_is_seen_by_the_front_camera_only():
+    frame = frame_of(open_drives(None)[0], 0)
+    trajectory = torch.tensor([[[5.0, 0.0], [10.0, 0.0], [30.0, 0.0]]])
+    points, valid = project_trajectory(trajectory, frame, stride=8)
+    assert valid[0, FRONT].all() and not valid[0, BACK].any()
+    u, v = points[0, FRONT].unbind(-1)
+    centre = (WIDTH / 2) / 8 - 0.5
+    assert (u - centre).abs().max() < 0.5  # straight ahead
+    assert (v.diff() < 0).all() and v[-1] > (HEIGHT / 2) / 8 - 0.5  # rises towards the horizon and stays below it
+
+
+def test_planning_guided_completion_changes_missing_cameras_only(window):
+    stage = PlanningGuidedCompletion(STRIDES, sigma=16.0, **SMALL)
+    features = [torch.randn(1, 6, CHANNELS, -(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES]
+    missing = torch.zeros(1, 6, dtype=torch.bool)
+    frame = window.frames[-1]
+    unchanged, importance = stage(features, missing, frame, window.trajectory)
+    assert all(torch.equal(a, b) for a, b in zip(unchanged, features)) and importance is None
+    missing[0, FRONT] = True
+    guided, importance = stage(features, missing, frame, window.trajectory)
+    coarse, nothing = stage(features, missing, frame)
+    assert nothing is None and [tuple(i.shape) for i in importance] == [(1, 6, 7, 13), (1, 6, 4, 7)]
+    for before, with_path, without in zip(features, guided, coarse):
+        assert torch.equal(before[~missing], with_path[~missing])
+    path = importance[0][0]
+    difference = (guided[0] - coarse[0])[0, FRONT].abs().amax(dim=0)
+    assert difference[path[FRONT] > 0.5].min() > difference[path[FRONT] < 1e-3].max()
+    assert path[FRONT].max() > 0.8 and path[BACK].max() == 0
+
+
+def test_missing_cameras_borrow_from_present_ones_only(window):
+    stage = PlanningGuidedCompletion((32,), sigma=16.0, **SMALL)
+    features = torch.randn(1, 6, CHANNELS, 4, 7)
+    missing = torch.zeros(1, 6, dtype=torch.bool)
+    missing[0, [FRONT, BACK]] = True
+    first = stage([features], missing, window.frames[-1])[0][0]
+    changed = features.clone()
+    changed[0, BACK] += 1  # missing: FRONT must not look there
+    assert torch.equal(stage([changed], missing, window.frames[-1])[0][0][0, FRONT], first[0, FRONT])
+    changed = features.clone()
+    changed[0, 3] += 1
+    assert not torch.equal(stage([changed], missing, window.frames[-1])[0][0][0, FRONT], first[0, FRONT])
+
+
+def test_cascade_trains_every_stage(window):
+    model = cascade().train()
+    output = model(window, drop=["CAM_FRONT"])
+    assert set(output.losses) == {"ssl", "vae_rec", "vae_kl", "planning_guided"}
+    assert output.missing.nonzero().tolist() == [[0, FRONT]]
+    sum(output.losses.values()).backward()
+    silent = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert silent == []
+    assert all(p.grad is None for p in model.backbone.parameters())
+
+
+def test_cascade_in_evaluation_uses_neither_vae_nor_trajectory(window):
+    model = cascade().eval()
+    with torch.no_grad():
+        output = model(window, drop=["CAM_FRONT"])
+        model.vae = None
+        again = model(RigWindow(window.images, window.frames), drop=["CAM_FRONT"])
+    assert output.losses == {} and output.importance is None
+    for one, other, teacher in zip(output.features, again.features, output.teacher):
+        assert torch.equal(one, other)
+        assert torch.equal(one[~output.missing], teacher[~output.missing])
+
+
+def test_without_history_the_vae_stands_in(window):
+    model = cascade(planning=None).train()
+    now = RigWindow(window.images[:, -1:], window.frames[-1:])
+    output = model(now, drop=["CAM_FRONT"])
+    for original, feature in zip(output.original, output.features):
+        assert not torch.equal(original[output.missing], feature[output.missing])
+    with_history = model(window, drop=["CAM_FRONT"])
+    fine = with_history.original[0], with_history.features[0]  # stage 1 works at the coarse scale only
+    assert torch.equal(fine[0], fine[1])
+
+
+@pytest.mark.parametrize("stage", ["temporal", "vae", "planning"])
+def test_each_stage_can_be_left_out(window, stage):
+    output = cascade(**{stage: None}).train()(window, drop=["CAM_BACK"])
+    assert torch.isfinite(sum(output.losses.values()))
+
+
+def test_nobody_missing_gives_a_zero_loss_with_a_gradient():
+    features = [torch.randn(1, 6, 8, 3, 4, requires_grad=True)]
+    losses = consistency_losses(features, [torch.randn(1, 6, 8, 3, 4)], torch.zeros(1, 6, dtype=torch.bool), None)
+    losses["ssl"].backward()
+    assert losses["ssl"] == 0 and not features[0].grad.any()
+
+
+def test_a_temporal_stage_at_no_scale_of_the_backbone_is_refused():
+    with pytest.raises(ValueError, match="temporal.stride is 64"):
+        cascade(temporal=MotionCompensatedTemporalCompletionV2(**SMALL, stride=64))
