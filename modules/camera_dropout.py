@@ -9,7 +9,7 @@ from .rig import NUSCENES_CAMERAS, camera_index
 
 
 class RandCamMask(nn.Module):
-    """Blacks out whole cameras: with probability `p_missing` a sample loses `n_min` to `n_max` of them, all equally likely.
+    """Blacks out whole cameras: with chance `p_missing` a sample loses `n_min` to `n_max` of them, all equally likely.
 
     Apply it to normalised images: the mean is subtracted then, and a missing camera is zero for the backbone.
 
@@ -45,11 +45,12 @@ class RandCamMask(nn.Module):
             generator: of the draw, on the CPU; None = torch's own.
 
         Returns:
-            The masked images, and `missing` (B, V) bool, True = missing, on the images' device. Where nothing is missing
-            the images come back themselves, not a copy.
+            The masked images in their dtype and memory format, and `missing` (B, V) bool, True = missing, on their
+            device. Where nothing is missing the images come back themselves, not a copy.
         """
         if images.ndim != 5 or images.shape[1] != len(self.cameras):
-            raise ValueError(f"RandCamMask: images has shape {tuple(images.shape)}, needs (B, {len(self.cameras)}, 3, H, W)")
+            needed = f"(B, {len(self.cameras)}, 3, H, W)"
+            raise ValueError(f"RandCamMask: images has shape {tuple(images.shape)}, needs {needed}")
         if isinstance(drop, torch.Tensor):
             missing = self._checked(drop, images)
         elif drop is not None:
@@ -60,13 +61,16 @@ class RandCamMask(nn.Module):
             missing = torch.zeros(images.shape[:2], dtype=torch.bool)
         nothing = not missing.is_cuda and not missing.any()  # asking a GPU would wait for it
         missing = missing.to(images.device)
-        return (images if nothing else images.masked_fill(missing[:, :, None, None, None], 0)), missing
+        # not masked_fill, which loses the memory format
+        return (images if nothing else torch.where(missing[:, :, None, None, None], 0, images)), missing
 
     def _checked(self, drop, images):
         if drop.dtype != torch.bool:
-            raise TypeError(f"RandCamMask: drop is {str(drop.dtype).removeprefix('torch.')}, needs bool or camera names")
+            dtype = str(drop.dtype).removeprefix("torch.")
+            raise TypeError(f"RandCamMask: drop is {dtype}, needs bool or camera names")
         if drop.shape != images.shape[:2]:
-            raise ValueError(f"RandCamMask: drop has shape {tuple(drop.shape)}, needs (B, V) = {tuple(images.shape[:2])}")
+            needed = tuple(images.shape[:2])
+            raise ValueError(f"RandCamMask: drop has shape {tuple(drop.shape)}, needs (B, V) = {needed}")
         return drop
 
     def _listed(self, drop, batch):

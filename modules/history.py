@@ -14,8 +14,8 @@ class HistoryFrame:
 
     Args:
         features: (B, V, C, H, W), no gradient.
-        available: (B, V) bool on the CPU. False where the camera was missing then, and in every sample whose history was
-            cleared since: those features must not be read.
+        available: (B, V) bool on the CPU. False where the camera was missing then, and in every sample whose history
+            was cleared since: those features must not be read.
         frame: the rig then.
     """
 
@@ -60,8 +60,8 @@ class HistoryQueue:
     def prepare(self, frame: RigFrame, features: torch.Tensor) -> None:
         """Forgets what cannot be the past of `frame`. Idempotent.
 
-        A sample whose scene changed, whose last moment is more than `max_gap` seconds ago, or whose time did not advance
-        (an equal timestamp is the present seen twice, not a past) loses its history; the other samples keep theirs.
+        A sample whose scene changed, whose last moment is more than `max_gap` seconds ago, or whose time did not
+        advance (an equal timestamp is the present seen twice, not a past) loses its history; the others keep theirs.
         Another shape of the features (batch, cameras, channels, map size) or another device clears everything.
         """
         if not self._frames:
@@ -83,8 +83,8 @@ class HistoryQueue:
         """Adds a moment; the oldest one leaves a full queue.
 
         Args:
-            features: (B, V, C, H, W). Copied, as the caller may go on to write to it; detached, narrowed to `dtype`. The
-                memory format of the maps stays.
+            features: (B, V, C, H, W). Copied, as the caller may go on to write to it; detached, narrowed to `dtype`.
+                The memory format of the maps stays.
             missing: (B, V) bool, True = this camera is absent, its features are not history.
             frame: the rig at this moment.
         """

@@ -155,8 +155,8 @@ class RigFrame:
     """A batch of rigs, each at one moment.
 
     Args:
-        image_T_ego: (B, V, 4, 4) float64. Maps the sample's reference ego frame to camera v's image *at that camera's own
-            exposure*: where the cameras fire at different times, the ego motion in between is folded in.
+        image_T_ego: (B, V, 4, 4) float64. Maps the sample's reference ego frame to camera v's image *at that camera's
+            own exposure*: where the cameras fire at different times, the ego motion in between is folded in.
         world_T_ego: (B, 4, 4) float64, pose of the reference ego frame.
         timestamp: (B,) float64, seconds.
         scene: B names; a change means that there is no common history.

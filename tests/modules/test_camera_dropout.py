@@ -1,0 +1,98 @@
+"""RandCamMask: exact, fair, repeatable."""
+
+import pytest
+import torch
+
+from rigfuse.modules.camera_dropout import RandCamMask
+from rigfuse.modules.rig import NUSCENES_CAMERAS
+
+
+def images(batch=3, cameras=6):
+    return torch.rand(batch, cameras, 3, 4, 5) + 0.5
+
+
+def test_missing_cameras_are_zero_and_the_others_untouched():
+    batch = images(64)
+    batch[:, :, :, 0, 0] = torch.nan
+    before = batch.clone()
+    masked, missing = RandCamMask()(batch)
+    assert missing.any() and not missing.all()
+    assert (masked[missing] == 0).all()
+    torch.testing.assert_close(masked[~missing], before[~missing], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(batch, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_draw_is_fair_and_without_replacement():
+    count = 20_000
+    batch = torch.zeros(count, 6, 3, 1, 1)
+    _, missing = RandCamMask()(batch, generator=torch.Generator().manual_seed(1))
+    dropped = missing.sum(1)
+    # five standard deviations of each share
+    assert abs((dropped > 0).double().mean() - 0.6) < 5 * (0.6 * 0.4 / count) ** 0.5
+    assert abs((dropped == 1).double().mean() - 0.3) < 5 * (0.3 * 0.7 / count) ** 0.5
+    assert dropped.max() == 2
+    assert (missing.double().mean(0) - 0.6 * 1.5 / 6).abs().max() < 5 * (0.15 * 0.85 / count) ** 0.5
+    pairs = missing[dropped == 2].double()
+    together = (pairs.T @ pairs / len(pairs)).triu(1)[torch.ones(6, 6).triu(1) > 0]
+    assert (together - 1 / 15).abs().max() < 5 * (1 / 15 / len(pairs)) ** 0.5
+
+
+@pytest.mark.parametrize("count", [0, 3, 6])
+def test_exact_counts(count):
+    _, missing = RandCamMask(1.0, count, count)(images(50))
+    assert (missing.sum(1) == count).all()
+
+
+def test_a_generator_repeats_the_draw():
+    mask, batch = RandCamMask(), images(40)
+    draws = [mask(batch, generator=torch.Generator().manual_seed(seed))[1] for seed in (3, 3, 4)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_evaluation_drops_only_what_is_listed():
+    mask, batch = RandCamMask(1.0).eval(), images()
+    unchanged, missing = mask(batch)
+    assert unchanged is batch and not missing.any()
+    masked, missing = mask(batch, drop=["CAM_BACK", "CAM_FRONT"])
+    assert missing.tolist() == [[True, False, False, False, False, True]] * 3
+    assert (masked[:, [0, 5]] == 0).all() and torch.equal(masked[:, 1:5], batch[:, 1:5])
+    per_sample = torch.rand(3, 6) < 0.5
+    assert torch.equal(mask(batch, drop=per_sample)[1], per_sample)
+
+
+def test_a_list_replaces_the_draw_in_training_too():
+    assert not RandCamMask(1.0)(images(), drop=[])[1].any()
+
+
+def test_gradients_and_memory_format():
+    batch = images().requires_grad_()
+    masked, missing = RandCamMask(1.0)(batch)
+    masked.sum().backward()
+    assert torch.equal(batch.grad, (~missing)[:, :, None, None, None].float().expand_as(batch))
+    channels_last = torch.rand(2, 6, 4, 5, 3).movedim(-1, 2)
+    masked, _ = RandCamMask(1.0)(channels_last.half())
+    assert masked.stride() == channels_last.stride() and masked.dtype == torch.float16
+
+
+def test_other_rigs():
+    mask = RandCamMask(1.0, 1, 1, cameras=("LEFT", "RIGHT"))
+    assert mask(images(cameras=2), drop=["RIGHT"])[1][0].tolist() == [False, True]
+
+
+def test_bad_input_says_what_is_needed():
+    mask = RandCamMask()
+    with pytest.raises(ValueError, match="p_missing is 1.5"):
+        RandCamMask(1.5)
+    for n_min, n_max in ((-1, 2), (3, 2), (1, 7)):
+        with pytest.raises(ValueError, match="needs 0 ≤ n_min ≤ n_max ≤ 6 cameras"):
+            RandCamMask(0.5, n_min, n_max)
+    with pytest.raises(ValueError, match=r"needs \(B, 6, 3, H, W\)"):
+        mask(images(cameras=5))
+    with pytest.raises(ValueError, match="no camera 'FRONT'; choose one of " + ", ".join(NUSCENES_CAMERAS)):
+        mask(images(), drop=["FRONT"])
+    with pytest.raises(ValueError, match=r"drop has shape \(6,\)"):
+        mask(images(), drop=torch.zeros(6, dtype=torch.bool))
+    with pytest.raises(TypeError, match="needs bool or camera names"):
+        mask(images(), drop=torch.zeros(3, 6))
+    with pytest.raises(TypeError, match="the string 'CAM_BACK'"):
+        mask(images(), drop="CAM_BACK")

@@ -1,0 +1,113 @@
+"""Real calibration, poses and annotations, held against nuscenes-devkit and the data's own description."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from rigfuse.modules.topology import Topology
+from rigfuse.train.data import open_drives
+
+NEIGHBOURS = Topology.named("neighbours")
+
+
+def test_scenes_and_moments(nuscenes):
+    assert len(nuscenes) == 10 and sum(map(len, nuscenes)) == 404
+    assert sum(len(moment.boxes) for drive in nuscenes for moment in drive) == 18_538
+    for drive in nuscenes:
+        times = [moment.timestamp for moment in drive]
+        assert 0.35 < np.diff(times).min() and np.diff(times).max() < 0.7
+        assert 1.5e9 < times[0] < 1.6e9
+        assert Topology.from_calibration(drive[0].rig) == NEIGHBOURS
+
+
+def test_images_are_there_or_not(nuscenes):
+    drives = {drive.name: drive for drive in nuscenes}
+    for scene, present in {"scene-0061": [0], "scene-0103": [0, 1, 5], "scene-0916": []}.items():
+        for index, moment in enumerate(drives[scene]):
+            found = {moment.image_path(camera) is not None for camera in moment.rig.names}
+            assert found == {index in present}
+    image = drives["scene-0103"][1].image("CAM_BACK")
+    assert image.shape == (3, 900, 1600) and 0.1 < image.mean() < 0.9
+    with pytest.raises(FileNotFoundError, match="no image of CAM_BACK at .* of scene-0103"):
+        drives["scene-0103"][2].image("CAM_BACK")
+
+
+@pytest.mark.parametrize("source", ["nuscenes", "ddad"])
+def test_boxes_project_where_the_devkit_says(source, request):
+    from nuscenes import NuScenes
+    from nuscenes.utils.geometry_utils import BoxVisibility, view_points
+
+    root, drives = request.getfixturevalue(f"{source}_root"), request.getfixturevalue(source)
+    nusc = NuScenes("v1.0-mini", str(root), verbose=False)
+    compared = 0
+    for moment in [drive[len(drive) // 2] for drive in drives]:
+        boxes = {box.token: box for box in moment.ego_boxes}
+        for camera in moment.rig.cameras:
+            token = nusc.get("sample", moment.token)["data"][camera.name]
+            _, visible, intrinsic = nusc.get_sample_data(token, BoxVisibility.ALL)
+            for expected in visible:
+                corners = torch.cat([boxes[expected.token].corners(), torch.ones(8, 1)], dim=1) @ camera.image_T_ego.T
+                pixels = view_points(expected.corners(), intrinsic, normalize=True)[:2].T
+                np.testing.assert_allclose((corners[:, :2] / corners[:, 2:3]).numpy(), pixels, rtol=0, atol=1e-5)
+                compared += 1
+    assert compared > 5
+
+
+def test_ddad(ddad):
+    (drive,) = ddad
+    assert drive.name == "ddad-02" and len(drive) == 3
+    past, now = drive[0], drive[1]
+    seconds = now.timestamp - past.timestamp
+    assert seconds == pytest.approx(0.1, abs=0.002)
+    assert torch.dist(past.world_T_ego[:3, 3], now.world_T_ego[:3, 3]) / seconds == pytest.approx(12.7, abs=0.1)
+    assert [len(moment.boxes) for moment in drive] == [13] * 3
+    assert Topology.from_calibration(now.rig) == NEIGHBOURS
+    camera = now.rig["CAM_FRONT"]
+    assert now.image("CAM_FRONT").shape == (3, 1216, 1936) == (3, camera.height, camera.width)
+
+
+def test_splits(nuscenes_root, ddad_root):
+    assert [drive.name for drive in open_drives(nuscenes_root, split="mini_val")] == ["scene-0103", "scene-0916"]
+    assert len(open_drives(ddad_root, "v1.0-mini", split="all")) == 1
+    with pytest.raises(ValueError, match="no scene of the split 'mini_val'"):
+        open_drives(ddad_root, split="mini_val")
+    with pytest.raises(ValueError, match="valll"):
+        open_drives(ddad_root, split="valll")
+
+
+def test_a_root_that_is_none_gets_one_line(tmp_path, ddad_root):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder; needs a nuScenes root$"):
+        open_drives(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="is not a nuScenes root: no folder in it"):
+        open_drives(tmp_path)
+    with pytest.raises(FileNotFoundError, match="has no version 'v1.0-trainval'"):
+        open_drives(ddad_root, "v1.0-trainval")
+    for version in ("v1.0-mini", "v1.0-test"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "sample_data.json").write_text("[]")
+    with pytest.raises(ValueError, match="several versions; choose one of v1.0-mini, v1.0-test"):
+        open_drives(tmp_path)
+    with pytest.raises(ValueError, match="nuscenes-devkit cannot open .*v1.0-mini: "):
+        open_drives(tmp_path, "v1.0-mini")
+
+
+def test_without_the_devkit_one_line_says_what_to_install(ddad_root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nuscenes", None)
+    with pytest.raises(ImportError, match=r"pip install 'rigfuse\[nuscenes\]'"):
+        open_drives(ddad_root)
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "samples/../../secret.jpg", "/etc/hostname"])
+def test_a_file_name_cannot_leave_the_root(tmp_path, ddad_root, name):
+    for folder in ("v1.0-mini", "maps"):
+        shutil.copytree(ddad_root / folder, tmp_path / folder)
+    table = tmp_path / "v1.0-mini" / "sample_data.json"
+    rows = json.loads(table.read_text())
+    next(row for row in rows if "CAM_BACK__" in row["filename"])["filename"] = name
+    table.write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=f"file name '{name}' leaves the nuScenes root"):
+        list(open_drives(tmp_path)[0])
