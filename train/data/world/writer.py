@@ -1,0 +1,172 @@
+"""Makes a world: renders every sample, in several processes, and puts a whole folder in place at the end or none."""
+
+import json
+import os
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from .expansion import map_expansion, map_mask
+from .scene import TOWNS, Scene
+from .sensors import LIDAR, Camera, count_points, default_cameras, photograph, scan
+from .tables import PLACES, Tables, depth_name, file_name, is_validation, make_token, scene_name, shots
+from .town import build_town
+
+VERSION = "v1.0-mini"  # the devkit's default, so that every tool for nuScenes opens a world as it is
+CHUNK = 5  # samples a process renders at a time
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """What is made. Scene n depends on `seed`, n and `samples`, not on how many scenes there are."""
+
+    seed: int = 0
+    scenes: int = 5
+    samples: int = 20  # key frames in a scene, two a second
+    width: int = 704  # of the pictures, pixels; 16:9
+    sweeps: int = 1  # LiDAR scans between two key frames
+
+    def __post_init__(self):
+        bounds = {"seed": (0, 2**31), "scenes": (1, 10_000), "samples": (1, 400), "width": (64, 3840), "sweeps": (0, 9)}
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; needs {low} to {high}")
+        if self.width % 16:
+            raise ValueError(f"width is {self.width}; needs a multiple of 16, so that 16:9 comes out whole")
+
+
+def make_world(out: str | Path, settings: WorldSettings = WorldSettings(), workers: int = 2, progress=None) -> None:
+    """Writes a generated world in nuScenes format to a folder that does not exist yet, or is empty.
+
+    The folder has the thirteen tables and `splits.json` (world_train, world_val, world_all) in `v1.0-mini/`, pictures
+    and LiDAR scans in `samples/` and `sweeps/`, maps in `maps/`, and depth of every picture in `depth/` (see
+    `read_depth`). The same settings give the same bytes.
+
+    Args:
+        out: the folder to make.
+        settings: how much, and from which seed.
+        workers: processes; 0 = in this one.
+        progress: called with (samples done, samples in all).
+
+    Raises:
+        FileExistsError: `out` exists and is not empty.
+    """
+    with fresh_folder(out) as folder:
+        cameras = default_cameras(settings.width)
+        counts = _render(folder, settings, cameras, workers, progress)
+        tables = Tables(settings.seed, cameras, settings.samples, settings.sweeps)
+        places = {}
+        for index in range(settings.scenes):
+            tables.add_scene(_scene(settings, index), counts[index])
+            places.setdefault(index % TOWNS, []).append(index)
+        for place, scenes in places.items():
+            tables.add_map(place, scenes)
+            _write_map(folder, settings, place, tables.rows["map"][-1]["filename"])
+        names = {index: scene_name(index) for index in range(settings.scenes)}
+        splits = {
+            "world_train": [name for index, name in names.items() if not is_validation(index)],
+            "world_val": [name for index, name in names.items() if is_validation(index)],
+            "world_all": list(names.values()),
+        }
+        for table, rows in {**tables.rows, "splits": splits}.items():
+            write_json(folder / VERSION / f"{table}.json", rows)
+
+
+@contextmanager
+def fresh_folder(out: str | Path):
+    """A temporary folder beside `out` that takes its place when all went well, and is removed when not."""
+    out = Path(out).absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty folder; choose another one")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        os.replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_json(path: Path, content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def run_tasks(function, tasks: list[tuple], workers: int):
+    """Yields (task number, result) as the tasks are done, in `workers` processes or, for 0, in this one."""
+    if workers == 0:
+        yield from ((i, function(*task)) for i, task in enumerate(tasks))
+        return
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(function, *task): i for i, task in enumerate(tasks)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _render(folder, settings, cameras, workers, progress):
+    chunks = [
+        (index, range(first, min(first + CHUNK, settings.samples)))
+        for index in range(settings.scenes)
+        for first in range(0, settings.samples, CHUNK)
+    ]
+    counts = [[None] * settings.samples for _ in range(settings.scenes)]
+    done = 0
+    tasks = [(folder, settings, cameras, index, samples) for index, samples in chunks]
+    for number, results in run_tasks(_render_chunk, tasks, workers):
+        index, samples = chunks[number]
+        for k, result in zip(samples, results):
+            counts[index][k] = result
+        done += len(samples)
+        if progress:
+            progress(done, settings.scenes * settings.samples)
+    return counts
+
+
+@lru_cache(maxsize=2)
+def _scene(settings: WorldSettings, index: int) -> Scene:
+    return Scene(settings.seed, index, settings.samples)
+
+
+def _render_chunk(folder: Path, settings: WorldSettings, cameras: list[Camera], index: int, samples: range):
+    """Writes the files of some samples; returns their counts of LiDAR points and pixels for each actor."""
+    scene = _scene(settings, index)
+    by_name = {camera.name: camera for camera in cameras}
+    actors = len(scene.actors)
+    counts = {k: {name: np.zeros(actors, dtype=np.int64) for name in ("lidar", "visible", "alone")} for k in samples}
+    for k, channel, t, key_frame in shots(cameras, settings.samples, settings.sweeps):
+        if k not in samples:
+            continue
+        name = file_name(settings.seed, index, channel, t, key_frame)
+        if channel == LIDAR:
+            points = scan(scene, t, folder / name)
+            if key_frame:
+                counts[k]["lidar"] = count_points(scene, t, points)
+        else:
+            visible, alone = photograph(scene, by_name[channel], t, folder / name, folder / depth_name(name))
+            counts[k]["visible"] += visible
+            counts[k]["alone"] += alone
+    return list(counts.values())
+
+
+def _write_map(folder, settings, place, mask_name):
+    town = build_town(settings.seed, place)
+    (folder / "maps").mkdir(exist_ok=True)
+    map_mask(town).save(folder / mask_name, compress_level=1)
+
+    def token(kind, key):
+        return make_token(settings.seed, f"map/{place}/{kind}", key)
+
+    write_json(folder / "maps" / "expansion" / f"{PLACES[place]}.json", map_expansion(town, token))
