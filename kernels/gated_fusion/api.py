@@ -19,7 +19,7 @@ def gated_fusion(
     missing: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Blends completed features into the original ones where the gate opens: `original + sigmoid(gate) · (c − original)`.
+    """Blends completed features into the original where the gate opens: `original + sigmoid(gate) · (c − original)`.
 
     `c` is `completed`, or `completed · (1 − importance) + fine · importance` when a fine branch is given. Memory is
     passed over once forward and once backward. Computed in float32 (float64 if any input is), whatever the dtypes.
@@ -53,10 +53,10 @@ def gated_fusion(
 
 def _validate(original, completed, gate_logits, fine, importance, missing):
     shapes = Shapes(NAME)
-    channels = shapes.bind("original", original, "N", "C", "H", "W")[1]
+    shapes.bind("original", original, "N", "C", "H", "W")
     shapes.bind("completed", completed, "N", "C", "H", "W")
-    gate_channels = 1 if gate_logits.ndim == 4 and gate_logits.shape[1] == 1 else channels
-    shapes.bind("gate_logits", gate_logits, "N", gate_channels, "H", "W")
+    per_channel = not isinstance(gate_logits, torch.Tensor) or gate_logits.ndim != 4 or gate_logits.shape[1] != 1
+    shapes.bind("gate_logits", gate_logits, "N", "C" if per_channel else 1, "H", "W")
     if (fine is None) != (importance is None):
         given, absent = ("importance", "fine") if fine is None else ("fine", "importance")
         raise ValueError(f"{NAME}: {given} is given without {absent}; the fine branch needs both")

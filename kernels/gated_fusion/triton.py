@@ -165,6 +165,8 @@ def launch_forward(original, completed, gate_logits, fine, importance, missing):
 
 def launch_backward(grad, original, completed, gate_logits, fine, importance, missing, needs_grad):
     inputs = dict(original=original, completed=completed, gate_logits=gate_logits, fine=fine, importance=importance)
-    grads = [torch.empty_like(t) if needed else None for t, needed in zip(inputs.values(), needs_grad)]
+    # Without channels no program runs, but a gate has cells all the same.
+    allocate = torch.empty_like if original.numel() else torch.zeros_like
+    grads = [allocate(t) if needed else None for t, needed in zip(inputs.values(), needs_grad)]
     _launch(gated_fusion_backward, dict(grad=grad, **inputs), missing, grads)
     return [g for g in grads if g is not None]

@@ -51,7 +51,7 @@ class Compiled:
     name: str
     architecture: str
     registers: int
-    spilled: int  # bytes of stack (NVIDIA) or spilled registers (AMD)
+    spilled: int  # bytes of stack; on AMD also vector registers (scalar ones go to vector lanes, not to memory)
     shared: int  # bytes
     assembly: str
 
@@ -103,7 +103,7 @@ def _inspect(name, architecture, kernel) -> Compiled:
     if architecture.startswith("gfx"):
         text = kernel.asm["amdgcn"]
         field = lambda key: int(re.search(rf"\.{key}:\s+(\d+)", text).group(1))  # noqa: E731
-        spilled = field("vgpr_spill_count") + field("sgpr_spill_count")
+        spilled = field("vgpr_spill_count") + field("private_segment_fixed_size")
         return Compiled(name, architecture, field("vgpr_count"), spilled, field("group_segment_fixed_size"), text)
     usage = _run("cuobjdump", "--dump-resource-usage", kernel.asm["cubin"])
     numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))

@@ -1,0 +1,160 @@
+"""An experiment that trains in milliseconds and fails where it is told to. As a script: what torchrun starts."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from rigfuse.train.config import Experiment, apply_options
+from rigfuse.train.distributed import sum_over_ranks
+
+
+@dataclass
+class ToyModel:
+    width: int = 8
+    dropout: float = 0.1
+    fault: str = ""  # "kind@rank:step": nan, raise, sigterm, sigterm-parent, sigterm-group
+
+
+@dataclass
+class ToyData:
+    items: int = 24
+    bad: tuple[int, ...] = ()  # items that name a broken file
+
+
+@dataclass
+class ToyExperiment(Experiment):
+    model: ToyModel = field(default_factory=ToyModel)
+    data: ToyData = field(default_factory=ToyData)
+    metric: str = "error"
+    metric_is_nan: bool = False
+
+    def build_model(self):
+        return ToyNetwork(self.model)
+
+    def build_data(self):
+        return ToyItems(self.data, self.run.seed), ToyItems(ToyData(items=5), self.run.seed + 1)
+
+    def collate(self, items):
+        x, y, bad_files = zip(*items)
+        return ToyBatch(torch.stack(x), torch.stack(y), [name for names in bad_files for name in names])
+
+    def evaluate(self, model, loader):
+        sums = torch.zeros(2)
+        for batch in loader:
+            sums += torch.tensor([(model.predict(batch) - batch.y).square().sum().item(), len(batch.y)])
+        total, count = sum_over_ranks(sums).tolist()
+        return dict(error=float("nan") if self.metric_is_nan else total / count, count=count)
+
+
+@dataclass
+class ToyBatch:
+    x: torch.Tensor
+    y: torch.Tensor
+    bad_files: list[str]
+
+    def to(self, device):
+        return self
+
+
+@dataclass
+class Output:
+    losses: dict[str, torch.Tensor]
+
+
+class ToyItems(torch.utils.data.Dataset):
+    def __init__(self, data, seed):
+        self.data, self.seed = data, seed
+
+    def __len__(self):
+        return self.data.items
+
+    def __getitem__(self, key):
+        epoch, index = key
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch * 1009 + index)
+        x = torch.randn(4, generator=generator)
+        return x, x.sum(0, keepdim=True), [f"image-{index}.jpg"] if index in self.data.bad else []
+
+
+class ToyNetwork(nn.Module):
+    def __init__(self, settings):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, settings.width), nn.Dropout(settings.dropout), nn.GELU())
+        self.head = nn.Linear(settings.width, 1)
+        self.extra = nn.Linear(settings.width, 1)  # used by about half of the steps only
+        kind, _, place = settings.fault.partition("@")
+        rank, _, step = place.partition(":")
+        self._fault = (kind, int(rank or 0), int(step or 0))
+        self._calls = 0
+
+    def predict(self, batch):
+        return self.head(self.body(batch.x))
+
+    def forward(self, batch):
+        hidden = self.body(batch.x)
+        main = (self.head(hidden) - batch.y).square().mean()
+        losses = dict(main=main * self._faulty())
+        if batch.x[0, 0] > 0:
+            losses["extra"] = self.extra(hidden).abs().mean()
+        self._calls += 1
+        return Output(losses)
+
+    def _faulty(self):
+        """NaN, or an error, or a signal, from the step on that the fault names, on its rank."""
+        kind, rank, step = self._fault
+        if not kind or int(os.environ.get("RANK", 0)) != rank or self._calls < step:
+            return 1.0
+        if kind == "raise":
+            raise RuntimeError("the toy broke on purpose")
+        if kind == "nan":
+            return float("nan")
+        if self._calls == step:
+            _terminate(kind)
+        return 1.0
+
+
+def _terminate(kind):
+    """SIGTERM to this process, to torchrun above it, or from outside to this process and its loaders' workers."""
+    if kind == "sigterm-group":
+        processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+        subprocess.run(["kill", *map(str, processes)], check=True)
+    else:
+        os.kill(os.getpid() if kind == "sigterm" else os.getppid(), signal.SIGTERM)
+
+
+def toy(*options: str) -> ToyExperiment:
+    """The toy with `a.b=c` settings."""
+    experiment = ToyExperiment(name="toy", losses=dict(main=1.0, extra=0.1))
+    experiment.optim.lr, experiment.schedule.warmup_steps = 0.02, 3
+    experiment.loader.batch_size, experiment.loader.workers = 2, 0
+    experiment.run.epochs, experiment.run.log_steps, experiment.run.tensorboard = 2, 1, False
+    return apply_options(experiment, options)
+
+
+def train_on_ranks(world, folder):
+    """What test_distributed looks at: a run, the same resumed, one with a NaN on one rank."""
+    from rigfuse.train.trainer import Trainer
+
+    def fit(name, *options, resume=None):
+        trainer = Trainer(toy("model.dropout=0", *options), folder / name, world, resume=resume)
+        trainer.fit()
+        torch.save(trainer.state_dict(), folder / f"{name}-{world.rank}.pt")
+
+    fit("whole", "losses.extra=0", "run.checkpoint_steps=1", "run.keep=50")
+    fit("resumed", "losses.extra=0", resume=folder / "whole" / "checkpoints" / "step-00000005.pt")
+    fit("dropout", "model.dropout=0.5", "run.checkpoint_steps=1", "run.keep=50")
+    fit("dropout-resumed", "model.dropout=0.5", resume=folder / "dropout" / "checkpoints" / "step-00000007.pt")
+    fit("nan", "model.fault=nan@1:9", "run.accumulate=2")
+
+
+if __name__ == "__main__":
+    from rigfuse.train.distributed import world
+    from rigfuse.train.trainer import Trainer
+
+    with world(timeout=60, device="cpu") as here:
+        Trainer(toy(*sys.argv[2:]), sys.argv[1], here).fit()
