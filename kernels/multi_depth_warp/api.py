@@ -1,0 +1,182 @@
+"""The public functions."""
+
+import torch
+
+from .._runtime.backends import choose_backend
+from .._runtime.checks import (
+    FLOAT_DTYPES,
+    INDEX_DTYPES,
+    Shapes,
+    check_dtype,
+    check_geometry_dtype,
+    check_indices,
+    check_no_grad,
+    check_same_device,
+)
+from .._runtime.nvtx import annotate
+
+MODES = ("bilinear", "nearest")
+
+
+def multi_depth_warp(
+    features: torch.Tensor,
+    projection: torch.Tensor,
+    depths: torch.Tensor,
+    *,
+    weights: torch.Tensor | None = None,
+    offsets: torch.Tensor | None = None,
+    source_index: torch.Tensor | None = None,
+    output_size: tuple[int, int] | None = None,
+    mode: str = "bilinear",
+    min_depth: float = 0.1,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Looks every target cell up in a source map at several depths and blends what it finds; no plane is stored.
+
+    The target cell in row v, column u has its centre at (u, v). At depth d it is seen in the source at
+    `p = P @ (u·d, v·d, d, 1)`, in source cells `x = p0 / p2 + offset_x`, `y = p1 / p2 + offset_y`, integers at cell
+    centres, where `p2 > min_depth`. Outside the source, at a location that is not finite, and behind `min_depth` the
+    features are zero. Computed in float32 (float64 if any input is), whatever the dtypes and under autocast too;
+    bit for bit repeatable, gradients included.
+
+    Args:
+        features: (S, C, Hs, Ws) source maps; channels_last is the fast layout. Gets gradients.
+        projection: (N, 3, 4) float32, from a target cell at a depth in metres to source cells. No gradient.
+        depths: (D,) or (N, D) float32, metres, positive; D ≥ 1. No gradient.
+        weights: (N, D, H, W) of any float dtype, the blend; None = 1/D each. Gets gradients.
+        offsets: (N, D, H, W, 2), or (N, 1, H, W, 2) for all depths alike, float32, source cells, (x, y). Gets
+            gradients, which are zero in mode "nearest".
+        source_index: (N,) int32 or int64, the source map that each target reads; None = its own, S == N. A CUDA index
+            outside [0, S) reads nothing and gives zeros.
+        output_size: (H, W); None = (Hs, Ws).
+        mode: "bilinear", or "nearest": the cell at floor(x + 0.5), floor(y + 0.5).
+        min_depth: metres, ≥ 0; a hypothesis counts only beyond it.
+        backend: None or "auto", "torch", "triton".
+
+    float64 features take float64 projection, depths and offsets too.
+
+    Returns:
+        warped: (N, C, H, W) in the dtype and memory format of `features`.
+        coverage: (N, H, W) float32, the same sum over a map of ones. No gradient.
+
+    Raises:
+        ValueError: a shape, size, mode, device, depth or index does not fit, or `projection` or `depths` requires grad.
+        TypeError: a dtype is not supported.
+        BackendError: the backend asked for cannot serve the call.
+    """
+    name = "multi_depth_warp"
+    shapes = Shapes(name)
+    shapes.bind("features", features, "S", "C", "Hs", "Ws")
+    shapes.bind("projection", projection, "N", 3, 4)
+    height, width = _output_size(name, output_size, features)
+    shapes.sizes.update(H=height, W=width)
+    shapes.bind("depths", depths, *(("N", "D") if _ndim(depths) == 2 else ("D",)))
+    if shapes.sizes["D"] == 0:
+        raise ValueError(f"{name}: depths has shape {tuple(depths.shape)}, needs at least one depth")
+    if weights is not None:
+        shapes.bind("weights", weights, "N", "D", "H", "W")
+    if offsets is not None:
+        shared = _ndim(offsets) == 5 and offsets.shape[1] == 1
+        shapes.bind("offsets", offsets, "N", 1 if shared else "D", "H", "W", 2)
+    _check_source_index(name, shapes, source_index)
+    check_dtype(name, "weights", weights, FLOAT_DTYPES)
+    _check_geometry(name, features, projection=projection, depths=depths, offsets=offsets)
+    check_same_device(name, "features", features, weights=weights, source_index=source_index)
+    check_no_grad(name, projection=projection, depths=depths)
+    _check_values(name, mode, source_index, shapes)
+    if not min_depth >= 0:
+        raise ValueError(f"{name}: min_depth is {min_depth}, needs a depth of at least 0")
+    if depths.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((depths > 0).all()):
+        raise ValueError(f"{name}: depths has values from {float(depths.min())}, needs positive ones")
+    arguments = (features, projection, depths, weights, offsets, source_index)
+    return _call(name, backend, *arguments, height, width, mode == "nearest", float(min_depth))
+
+
+def bev_warp(
+    features: torch.Tensor,
+    transform: torch.Tensor,
+    *,
+    output_size: tuple[int, int] | None = None,
+    mode: str = "bilinear",
+    source_index: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Moves bird's-eye-view maps by an affine transform: `multi_depth_warp` with the ground as its one plane.
+
+    The target cell in row v, column u is looked up at `x = t00·u + t01·v + t02`, `y = t10·u + t11·v + t12`, in source
+    cells, integers at cell centres, zeros outside. Computed in float32 (float64 if any input is).
+
+    Args:
+        features: (S, C, Hs, Ws) source maps; channels_last is the fast layout. Gets gradients.
+        transform: (N, 2, 3) float32 (or float64 beside float64 features), target cells to source cells. No gradient.
+        output_size: (H, W); None = (Hs, Ws).
+        mode: "bilinear", or "nearest": the cell at floor(x + 0.5), floor(y + 0.5).
+        source_index: (N,) int32 or int64, the source map that each target reads; None = its own, S == N. A CUDA index
+            outside [0, S) reads nothing and gives zeros.
+        backend: None or "auto", "torch", "triton".
+
+    Returns:
+        warped: (N, C, H, W) in the dtype and memory format of `features`.
+        coverage: (N, H, W) float32, 1 where the source covers the cell, less at its border. No gradient.
+
+    Raises:
+        ValueError: a shape, size, mode, device or index does not fit, or `transform` requires grad.
+        TypeError: a dtype is not supported.
+        BackendError: the backend asked for cannot serve the call.
+    """
+    name = "bev_warp"
+    shapes = Shapes(name)
+    shapes.bind("features", features, "S", "C", "Hs", "Ws")
+    shapes.bind("transform", transform, "N", 2, 3)
+    height, width = _output_size(name, output_size, features)
+    _check_source_index(name, shapes, source_index)
+    _check_geometry(name, features, transform=transform)
+    check_same_device(name, "features", features, source_index=source_index)
+    check_no_grad(name, transform=transform)
+    _check_values(name, mode, source_index, shapes)
+    arguments = (features, transform, None, None, None, source_index)
+    return _call(name, backend, *arguments, height, width, mode == "nearest", 0.0)
+
+
+def _call(name, backend, *arguments):
+    if choose_backend(backend, *arguments[:6]) == "torch":
+        from .reference import multi_depth_warp as implementation
+    else:
+        from .ops import multi_depth_warp as implementation
+    with annotate(name):
+        return implementation(*arguments)
+
+
+def _ndim(tensor):
+    return tensor.ndim if isinstance(tensor, torch.Tensor) else None
+
+
+def _output_size(name, output_size, features):
+    if output_size is None:
+        return tuple(features.shape[2:])
+    if not isinstance(output_size, (tuple, list)) or len(output_size) != 2:
+        raise ValueError(f"{name}: output_size is {output_size!r}, needs (H, W)")
+    if not all(isinstance(size, (int, torch.SymInt)) and size >= 0 for size in output_size):
+        raise ValueError(f"{name}: output_size is {output_size!r}, needs two integers of at least 0")
+    return tuple(output_size)
+
+
+def _check_source_index(name, shapes, source_index):
+    if source_index is not None:
+        shapes.bind("source_index", source_index, "N")
+        check_dtype(name, "source_index", source_index, INDEX_DTYPES)
+    elif shapes.sizes["S"] != shapes.sizes["N"]:
+        sources, targets = shapes.sizes["S"], shapes.sizes["N"]
+        raise ValueError(f"{name}: source_index is None with {sources} sources and {targets} targets, needs an index")
+
+
+def _check_geometry(name, features, **geometry):
+    check_dtype(name, "features", features, FLOAT_DTYPES)
+    check_geometry_dtype(name, features, **geometry)
+    check_same_device(name, "features", features, **geometry)
+
+
+def _check_values(name, mode, source_index, shapes):
+    if mode not in MODES:
+        raise ValueError(f"{name}: mode is {mode!r}, needs one of {', '.join(MODES)}")
+    check_indices(name, "source_index", source_index, 0, shapes.sizes["S"])

@@ -1,0 +1,410 @@
+"""Triton backend. Neither direction stores a plane, uses atomics or clears a buffer.
+
+Forward and the gradients of weights and offsets: a program owns a tile of target cells and gathers. Gradient of the
+features: a program owns a tile of source cells and visits, in a fixed order, the target tiles that may touch it; the
+shares of the target cells in the source cells form a matrix, so the sum runs on the tensor cores.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .._runtime import launch
+from .._runtime.launch import accumulator_dtype, memory_format, strided, triton_dtype
+from . import configs
+
+LAST = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def _divide(a, b):
+    # float32 division is approximate on GPUs unless asked otherwise; an identity must return its input.
+    if a.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
+def _tile(tile, offs, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Row, column and validity of the cells `offs` of a tile."""
+    tiles_x = tl.cdiv(width, TILE_W)
+    v = (tile // tiles_x) * TILE_H + offs // TILE_W
+    u = (tile % tiles_x) * TILE_W + offs % TILE_W
+    return v, u, (v < height) & (u < width)
+
+
+@triton.jit
+def _cells(image, n, v, u):
+    """Pointers to channel 0 of cells. In 64 bits: any map may exceed 2^31 elements."""
+    return image[0] + n * image[1] + v.to(tl.int64) * image[3] + u.to(tl.int64) * image[4]
+
+
+@triton.jit
+def _planes(image, n, d, v, u):
+    """Pointers into (N, D, H, W) or (N, D, H, W, 2)."""
+    return image[0] + n * image[1] + d * image[2] + v.to(tl.int64) * image[3] + u * image[4]
+
+
+@triton.jit
+def _locate(
+    projection, depths, offsets, n, d, v, u, mask, source_h, source_w, min_depth,
+    NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Top left cell (left, top) that each location touches, −2 where it counts nothing, and the fractions beyond it."""
+    entry = projection[0] + n * projection[1]
+    column = projection[3]
+    across, down = u.to(ACC_DTYPE), v.to(ACC_DTYPE)
+    x = tl.load(entry).to(ACC_DTYPE) * across + tl.load(entry + column).to(ACC_DTYPE) * down
+    x += tl.load(entry + 2 * column).to(ACC_DTYPE)
+    entry_y = entry + projection[2]
+    y = tl.load(entry_y).to(ACC_DTYPE) * across + tl.load(entry_y + column).to(ACC_DTYPE) * down
+    y += tl.load(entry_y + 2 * column).to(ACC_DTYPE)
+    if depths[0] is not None:
+        depth = tl.load(depths[0] + n * depths[1] + d * depths[2]).to(ACC_DTYPE)
+        entry_z = entry_y + projection[2]
+        z = tl.load(entry_z).to(ACC_DTYPE) * across + tl.load(entry_z + column).to(ACC_DTYPE) * down
+        z = (z + tl.load(entry_z + 2 * column).to(ACC_DTYPE)) * depth + tl.load(entry_z + 3 * column).to(ACC_DTYPE)
+        mask &= z > min_depth
+        x = _divide(x * depth + tl.load(entry + 3 * column).to(ACC_DTYPE), z)
+        y = _divide(y * depth + tl.load(entry_y + 3 * column).to(ACC_DTYPE), z)
+    if offsets[0] is not None:
+        pair = _planes(offsets, n, d, v, u)
+        x += tl.load(pair, mask=mask, other=0.0).to(ACC_DTYPE)
+        y += tl.load(pair + offsets[5], mask=mask, other=0.0).to(ACC_DTYPE)
+    shift = 0.5 if NEAREST else 0.0
+    left, top = tl.floor(x + shift), tl.floor(y + shift)
+    # Tested as floats: what is NaN or huge never becomes an integer.
+    mask &= (left >= -1) & (left < source_w) & (top >= -1) & (top < source_h)
+    between = mask & (not NEAREST)
+    fx, fy = tl.where(between, x - left, 0.0), tl.where(between, y - top, 0.0)
+    return tl.where(mask, left, -2).to(tl.int32), tl.where(mask, top, -2).to(tl.int32), fx, fy
+
+
+@triton.jit
+def _blend(weights, n, d, v, u, mask, depth_count, ACC_DTYPE: tl.constexpr):
+    """The weight of hypothesis d at each cell."""
+    if weights[0] is not None:
+        return tl.load(_planes(weights, n, d, v, u), mask=mask, other=0.0).to(ACC_DTYPE)
+    else:
+        one = tl.full(v.shape, 1.0, ACC_DTYPE)
+        return _divide(one, one * depth_count)
+
+
+@triton.jit
+def _source(source_index, n, sources, mask):
+    """The map that target n reads, and `mask` emptied where there is none."""
+    if source_index[0] is None:
+        return n, mask
+    else:
+        s = tl.load(source_index[0] + n * source_index[1]).to(tl.int64)
+        return s, mask & (s >= 0) & (s < sources)
+
+
+@triton.jit
+def _corner(features, s, left, top, source_h, source_w, offs_c, mask_c, RIGHT: tl.constexpr, DOWN: tl.constexpr):
+    """One of the cells that a location touches: where it is inside [cells], its features [cells, channels]."""
+    column, row = left + RIGHT, top + DOWN
+    inside = (column >= 0) & (column < source_w) & (row >= 0) & (row < source_h)
+    pointers = _cells(features, s, row, column)[:, None] + offs_c.to(tl.int64)[None, :] * features[2]
+    return inside, tl.load(pointers, mask=inside[:, None] & mask_c[None, :], other=0.0)
+
+
+@triton.jit
+def multi_depth_warp_forward(
+    features, projection, depths, weights, offsets, source_index, warped, coverage,
+    sources, channels, source_h, source_w, depth_count, height, width, min_depth,
+    NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    blocks_c = tl.maximum(tl.cdiv(channels, BLOCK_C), 1)
+    tiles = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
+    pid = tl.program_id(0)
+    block_c, tile, n = pid % blocks_c, pid // blocks_c % tiles, (pid // blocks_c // tiles).to(tl.int64)
+    offs_c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < channels
+    v, u, mask_p = _tile(tile, tl.arange(0, TILE_H * TILE_W), height, width, TILE_H, TILE_W)
+    s, reads = _source(source_index, n, sources, mask_p)
+
+    acc = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
+    covered = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
+    for d in range(depth_count):
+        left, top, fx, fy = _locate(
+            projection, depths, offsets, n, d, v, u, reads, source_h, source_w, min_depth, NEAREST, ACC_DTYPE
+        )
+        w = _blend(weights, n, d, v, u, mask_p, depth_count, ACC_DTYPE)
+        for corner in tl.static_range(1 if NEAREST else 4):
+            inside, f = _corner(
+                features, s, left, top, source_h, source_w, offs_c, mask_c, corner % 2, corner // 2
+            )
+            share = (fx if corner % 2 else 1 - fx) * (fy if corner // 2 else 1 - fy)
+            share = tl.where(inside, share * w, 0.0)
+            acc += share[:, None] * f.to(ACC_DTYPE)
+            covered += share
+
+    out = _cells(warped, n, v, u)[:, None] + offs_c.to(tl.int64)[None, :] * warped[2]
+    tl.store(out, acc, mask=mask_p[:, None] & mask_c[None, :])
+    if block_c == 0:
+        cover = coverage[0] + n * coverage[1] + v.to(tl.int64) * coverage[2] + u * coverage[3]
+        tl.store(cover, covered, mask=mask_p)
+
+
+@triton.jit
+def multi_depth_warp_backward_target(
+    grad, features, projection, depths, weights, offsets, source_index, dweights, doffsets, boxes_ptr,
+    sources, channels, source_h, source_w, depth_count, height, width, min_depth,
+    NEAREST: tl.constexpr, SHARED_OFFSETS: tl.constexpr, ACC_DTYPE: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Gradients of weights and offsets, and for each tile and depth the box of source cells that it touches."""
+    tiles = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
+    tile, n = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
+    v, u, mask_p = _tile(tile, tl.arange(0, TILE_H * TILE_W), height, width, TILE_H, TILE_W)
+    s, reads = _source(source_index, n, sources, mask_p)
+    grad_p = _cells(grad, n, v, u)
+    dx = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
+    dy = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
+
+    for d in range(depth_count):
+        left, top, fx, fy = _locate(
+            projection, depths, offsets, n, d, v, u, reads, source_h, source_w, min_depth, NEAREST, ACC_DTYPE
+        )
+        counts = left > -2
+        if boxes_ptr is not None:
+            # Planes of (x first, x last, y first, y last), each (N, D, tiles).
+            box = boxes_ptr + (n * depth_count + d) * tiles + tile
+            plane = tl.num_programs(0).to(tl.int64) * depth_count
+            reach = 0 if NEAREST else 1
+            tl.store(box, tl.min(tl.where(counts, left, LAST), axis=0))
+            tl.store(box + plane, tl.max(tl.where(counts, left + reach, -1), axis=0))
+            tl.store(box + 2 * plane, tl.min(tl.where(counts, top, LAST), axis=0))
+            tl.store(box + 3 * plane, tl.max(tl.where(counts, top + reach, -1), axis=0))
+        if dweights[0] is not None or doffsets[0] is not None:
+            dw = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
+            if not SHARED_OFFSETS:
+                dx, dy = tl.zeros_like(dx), tl.zeros_like(dy)
+            w = _blend(weights, n, d, v, u, mask_p, depth_count, ACC_DTYPE)
+            for start_c in range(0, channels, BLOCK_C):
+                offs_c = start_c + tl.arange(0, BLOCK_C)
+                mask_c = offs_c < channels
+                pointers = grad_p[:, None] + offs_c.to(tl.int64)[None, :] * grad[2]
+                dout = tl.load(pointers, mask=mask_p[:, None] & mask_c[None, :], other=0.0).to(ACC_DTYPE)
+                sample = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
+                slope_x = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
+                slope_y = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
+                for corner in tl.static_range(1 if NEAREST else 4):
+                    inside, f = _corner(
+                        features, s, left, top, source_h, source_w, offs_c, mask_c, corner % 2, corner // 2
+                    )
+                    f = f.to(ACC_DTYPE)
+                    share_x = fx if corner % 2 else 1 - fx
+                    share_y = fy if corner // 2 else 1 - fy
+                    sample += (share_x * share_y)[:, None] * f
+                    if doffsets[0] is not None and not NEAREST:
+                        slope_x += (share_y if corner % 2 else -share_y)[:, None] * f
+                        slope_y += (share_x if corner // 2 else -share_x)[:, None] * f
+                if dweights[0] is not None:
+                    dw += tl.where(counts, tl.sum(dout * sample, axis=1), 0.0)
+                if doffsets[0] is not None and not NEAREST:
+                    dx += tl.where(counts, w * tl.sum(dout * slope_x, axis=1), 0.0)
+                    dy += tl.where(counts, w * tl.sum(dout * slope_y, axis=1), 0.0)
+            if dweights[0] is not None:
+                tl.store(_planes(dweights, n, d, v, u), dw, mask=mask_p)
+            if doffsets[0] is not None and not SHARED_OFFSETS:
+                pair = _planes(doffsets, n, d, v, u)
+                tl.store(pair, dx, mask=mask_p)
+                tl.store(pair + doffsets[5], dy, mask=mask_p)
+    if doffsets[0] is not None and SHARED_OFFSETS:
+        pair = _planes(doffsets, n, 0, v, u)
+        tl.store(pair, dx, mask=mask_p)
+        tl.store(pair + doffsets[5], dy, mask=mask_p)
+
+
+@triton.jit
+def _shares(
+    grad, projection, depths, weights, offsets, n, d, tile, offs, sx, sy, offs_c, mask_c,
+    source_h, source_w, depth_count, height, width, min_depth,
+    NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+):  # fmt: skip
+    """Of the cells `offs` of a target tile: the tents at the source cells [source cells, cells], the weights [cells],
+    and the incoming gradient [cells, channels]."""
+    v, u, mask_p = _tile(tile, offs, height, width, TILE_H, TILE_W)
+    pointers = _cells(grad, n, v, u)[:, None] + offs_c.to(tl.int64)[None, :] * grad[2]
+    # Not masked by what counts, so that the loads need not wait for one another.
+    dout = tl.load(pointers, mask=mask_p[:, None] & mask_c[None, :], other=0.0)
+    w = _blend(weights, n, d, v, u, mask_p, depth_count, ACC_DTYPE)
+    left, top, fx, fy = _locate(
+        projection, depths, offsets, n, d, v, u, mask_p, source_h, source_w, min_depth, NEAREST, ACC_DTYPE
+    )
+    # Nearest: the fractions are 0, and so are all tents but that of the cell itself.
+    tent_x = tl.maximum(1 - tl.abs((left + fx)[None, :] - sx[:, None]), 0.0)
+    tent_y = tl.maximum(1 - tl.abs((top + fy)[None, :] - sy[:, None]), 0.0)
+    return tent_x * tent_y, w, dout
+
+
+@triton.jit
+def _walk(
+    grad, projection, depths, weights, offsets, source_index, boxes_ptr, s, first_x, first_y, offs_c, mask_c,
+    targets, source_h, source_w, depth_count, height, width, min_depth,
+    NEAREST: tl.constexpr, CAREFUL: tl.constexpr, ACC_DTYPE: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    SOURCE_H: tl.constexpr, SOURCE_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a tile of source cells: over the targets that read map s, the depths, and the tiles, in order.
+
+    In a dot 0 · NaN is NaN, so what is not finite spreads over a tile. CAREFUL: cell by cell, to where it belongs.
+    """
+    tiles = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
+    boxes = depth_count * tiles
+    plane = tl.cast(targets, tl.int64) * boxes
+    offs_s = tl.arange(0, SOURCE_H * SOURCE_W)
+    sx, sy = first_x + offs_s % SOURCE_W, first_y + offs_s // SOURCE_W
+    acc = tl.zeros([SOURCE_H * SOURCE_W, offs_c.shape[0]], dtype=ACC_DTYPE)
+    for start_n in range(0, targets, BLOCK_N):
+        offs_n = start_n + tl.arange(0, BLOCK_N)
+        index = offs_n.to(tl.int64)
+        if source_index[0] is not None:
+            index = tl.load(source_index[0] + index * source_index[1], mask=offs_n < targets, other=-1).to(tl.int64)
+        reads = (index == s) & (offs_n < targets)
+        for _ in range(tl.sum(reads.to(tl.int32), axis=0)):
+            n32 = tl.min(tl.where(reads, offs_n, LAST), axis=0)
+            reads &= offs_n > n32
+            n = n32.to(tl.int64)
+            for start_b in range(0, boxes, BLOCK_B):
+                offs_b = start_b + tl.arange(0, BLOCK_B)
+                mask_b = offs_b < boxes
+                box = boxes_ptr + n * boxes + offs_b
+                near = mask_b & (tl.load(box, mask=mask_b, other=LAST) < first_x + SOURCE_W)
+                near &= tl.load(box + plane, mask=mask_b, other=-1) >= first_x
+                near &= tl.load(box + 2 * plane, mask=mask_b, other=LAST) < first_y + SOURCE_H
+                near &= tl.load(box + 3 * plane, mask=mask_b, other=-1) >= first_y
+                for _ in range(tl.sum(near.to(tl.int32), axis=0)):
+                    b = tl.min(tl.where(near, offs_b, LAST), axis=0)
+                    near &= offs_b > b
+                    if CAREFUL:
+                        for cell in range(TILE_H * TILE_W):
+                            tent, w, dout = _shares(
+                                grad, projection, depths, weights, offsets, n, b // tiles, b % tiles,
+                                cell + tl.arange(0, 1), sx, sy, offs_c, mask_c,
+                                source_h, source_w, depth_count, height, width, min_depth,
+                                NEAREST, ACC_DTYPE, TILE_H, TILE_W,
+                            )  # fmt: skip
+                            acc += tl.where(tent > 0, tent * w[None, :] * dout.to(ACC_DTYPE), 0.0)
+                    else:
+                        tent, w, dout = _shares(
+                            grad, projection, depths, weights, offsets, n, b // tiles, b % tiles,
+                            tl.arange(0, TILE_H * TILE_W), sx, sy, offs_c, mask_c,
+                            source_h, source_w, depth_count, height, width, min_depth,
+                            NEAREST, ACC_DTYPE, TILE_H, TILE_W,
+                        )  # fmt: skip
+                        share = (tent * w[None, :]).to(DOT_DTYPE)
+                        acc = tl.dot(
+                            share, dout.to(DOT_DTYPE), acc, input_precision=PRECISION, out_dtype=ACC_DTYPE
+                        )
+    return acc
+
+
+@triton.jit
+def multi_depth_warp_backward_features(
+    grad, projection, depths, weights, offsets, source_index, boxes_ptr, dfeatures,
+    targets, channels, source_h, source_w, depth_count, height, width, min_depth,
+    NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr, DOT_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, SOURCE_H: tl.constexpr, SOURCE_W: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    blocks_c = tl.cdiv(channels, BLOCK_C)
+    tiles_x = tl.cdiv(source_w, SOURCE_W)
+    tiles = tl.cdiv(source_h, SOURCE_H) * tiles_x
+    pid = tl.program_id(0)
+    block_c, tile, s = pid % blocks_c, pid // blocks_c % tiles, (pid // blocks_c // tiles).to(tl.int64)
+    offs_c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < channels
+    first_x, first_y = (tile % tiles_x) * SOURCE_W, (tile // tiles_x) * SOURCE_H
+    acc = _walk(
+        grad, projection, depths, weights, offsets, source_index, boxes_ptr, s, first_x, first_y, offs_c, mask_c,
+        targets, source_h, source_w, depth_count, height, width, min_depth,
+        NEAREST, False, ACC_DTYPE, DOT_DTYPE, PRECISION, TILE_H, TILE_W, SOURCE_H, SOURCE_W, BLOCK_N, BLOCK_B,
+    )  # fmt: skip
+    if tl.max((acc - acc != 0).to(tl.int32)) > 0:
+        acc = _walk(
+            grad, projection, depths, weights, offsets, source_index, boxes_ptr, s, first_x, first_y, offs_c, mask_c,
+            targets, source_h, source_w, depth_count, height, width, min_depth,
+            NEAREST, True, ACC_DTYPE, DOT_DTYPE, PRECISION, TILE_H, TILE_W, SOURCE_H, SOURCE_W, BLOCK_N, BLOCK_B,
+        )  # fmt: skip
+    row, column, mask_p = _tile(
+        tile, tl.arange(0, SOURCE_H * SOURCE_W), source_h, source_w, SOURCE_H, SOURCE_W
+    )
+    out = _cells(dfeatures, s, row, column)[:, None] + offs_c.to(tl.int64)[None, :] * dfeatures[2]
+    tl.store(out, acc, mask=mask_p[:, None] & mask_c[None, :])
+
+
+def _prepare(features, projection, depths, weights, offsets):
+    """Depths as (N, D), offsets as (N, D, H, W, 2), D, the accumulator's dtype, what configurations depend on."""
+    dtype = accumulator_dtype(*(t.dtype for t in (features, projection, depths, weights, offsets) if t is not None))
+    channels_last = memory_format(features) == torch.channels_last
+    kind = dtype if dtype == torch.float64 else features.dtype
+    settings = (launch.architecture(features.device), features.shape[1], channels_last, kind)
+    if depths is None:
+        return None, None, 1, dtype, settings
+    depths = depths.expand(projection.shape[0], -1)
+    count = depths.shape[1]
+    return depths, None if offsets is None else offsets.expand(-1, count, -1, -1, -1), count, dtype, settings
+
+
+def launch_forward(
+    features, projection, depths, weights, offsets, source_index, height, width, nearest, min_depth
+):  # fmt: skip
+    sources, channels, source_h, source_w = features.shape
+    targets = projection.shape[0]
+    shape = (targets, channels, height, width)
+    warped = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=memory_format(features))
+    coverage = torch.empty((targets, height, width), dtype=torch.float32, device=features.device)
+    depths, offsets, count, dtype, settings = _prepare(features, projection, depths, weights, offsets)
+    config = configs.forward(*settings)
+    tiles = triton.cdiv(height, config["TILE_H"]) * triton.cdiv(width, config["TILE_W"])
+    programs = targets * tiles * max(1, triton.cdiv(channels, config["BLOCK_C"]))
+    if programs:
+        multi_depth_warp_forward[(programs,)](
+            *(strided(t) for t in (features, projection, depths, weights, offsets, source_index, warped, coverage)),
+            sources, channels, source_h, source_w, count, height, width, min_depth,
+            NEAREST=nearest, ACC_DTYPE=triton_dtype(dtype), **config,
+        )  # fmt: skip
+    return warped, coverage
+
+
+def launch_backward(
+    grad, features, projection, depths, weights, offsets, source_index, height, width, nearest, min_depth, needs_grad
+):  # fmt: skip
+    inputs = (features, weights, offsets)
+    grads = [torch.empty_like(t) if needed else None for t, needed in zip(inputs, needs_grad)]
+    dfeatures, dweights, doffsets = grads
+    sources, channels, source_h, source_w = features.shape
+    targets = projection.shape[0]
+    shared_offsets = offsets is not None and offsets.shape[1] == 1
+    depths, offsets, count, dtype, settings = _prepare(features, projection, depths, weights, offsets)
+    target_config, source_config = configs.backward_target(*settings), configs.backward_features(*settings)
+    target_tile = {key: target_config[key] for key in ("TILE_H", "TILE_W")}
+    tiles = triton.cdiv(height, target_tile["TILE_H"]) * triton.cdiv(width, target_tile["TILE_W"])
+    geometry = tuple(strided(t) for t in (projection, depths, weights, offsets, source_index))
+    common = dict(NEAREST=nearest, ACC_DTYPE=triton_dtype(dtype))
+    boxes = None
+    if dfeatures is not None:
+        boxes = torch.empty((4, targets, count, tiles), dtype=torch.int32, device=features.device)
+    if targets * tiles:
+        multi_depth_warp_backward_target[(targets * tiles,)](
+            strided(grad), strided(features), *geometry, strided(dweights), strided(doffsets), boxes,
+            sources, channels, source_h, source_w, count, height, width, min_depth,
+            SHARED_OFFSETS=shared_offsets, **common, **target_config,
+        )  # fmt: skip
+    if dfeatures is not None and dfeatures.numel():
+        blocks = (source_h, "SOURCE_H"), (source_w, "SOURCE_W"), (channels, "BLOCK_C")
+        programs = sources * math.prod(triton.cdiv(size, source_config[block]) for size, block in blocks)
+        dot_dtype, precision = configs.dot(features.dtype, dtype)
+        multi_depth_warp_backward_features[(programs,)](
+            strided(grad), *geometry, boxes, strided(dfeatures),
+            targets, channels, source_h, source_w, count, height, width, min_depth,
+            DOT_DTYPE=triton_dtype(dot_dtype), PRECISION=precision, **common, **target_tile, **source_config,
+        )  # fmt: skip
+    return [g for g in grads if g is not None]

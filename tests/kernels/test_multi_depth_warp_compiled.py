@@ -1,0 +1,68 @@
+"""multi_depth_warp compiled for GPUs that are not there."""
+
+import pytest
+import torch
+from support.compile_only import TARGETS, check_budget, compile_launches
+
+pytestmark = pytest.mark.compile_only
+
+NAMES = ("forward", "backward_target", "backward_features")
+FORWARD, TARGET, FEATURES = (f"multi_depth_warp_{name}" for name in NAMES)
+
+
+def launches(dtype, layout=torch.channels_last, channels=256, targets=12, depths=2, size=(28, 48), nearest=False):
+    """Forward and backward with every optional argument."""
+    from rigfuse.kernels.multi_depth_warp.triton import launch_backward, launch_forward
+
+    features = torch.zeros(targets, channels, *size, dtype=dtype).to(memory_format=layout)
+    geometry = torch.zeros(targets, 3, 4), torch.ones(depths)
+    blend = torch.zeros(targets, depths, *size, dtype=dtype), torch.zeros(targets, depths, *size, 2)
+    arguments = (features, *geometry, *blend, torch.zeros(targets, dtype=torch.int64), *size, nearest, 0.1)
+
+    def launch():
+        launch_forward(*arguments)
+        launch_backward(features, *arguments, [True] * 3)
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    "dtype, layout",
+    [(torch.bfloat16, "nhwc"), (torch.float16, "nhwc"), (torch.float32, "nhwc"), (torch.bfloat16, "nchw")],
+    ids=["bf16-nhwc", "fp16-nhwc", "fp32-nhwc", "bf16-nchw"],
+)
+@pytest.mark.parametrize("architecture", TARGETS)
+def test_budget(architecture, dtype, layout, request):
+    memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    forward, target, features = kernels = compile_launches(architecture, launches(dtype, memory_format))
+    assert [kernel.name for kernel in kernels] == [FORWARD, TARGET, FEATURES]
+    for kernel in kernels:
+        case = f"{layout}/{str(dtype).removeprefix('torch.')}"
+        check_budget(case, kernel, request.config.getoption("--update-budgets"))
+    if layout == "nhwc":
+        assert forward.wide_loads >= 4, "the corners are not read 16 bytes a thread"
+        assert target.wide_loads >= 5, "the corners and the gradient are not read 16 bytes a thread"
+        assert features.wide_loads >= 1, "the gradient is not read 16 bytes a thread"
+    if dtype != torch.float32:
+        assert features.tensor_core_dots >= 1
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [dict(channels=1, targets=1, depths=1, size=(1, 1)), dict(channels=3, size=(5, 7), nearest=True)],
+    ids=["ones", "odd"],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bf16", "fp64"])
+def test_specialises_on_any_size(dtype, sizes):
+    """Sizes and strides of 1 become constants, which a kernel must not take for tensors."""
+    assert len(compile_launches("sm_90", launches(dtype, **sizes))) == 3
+
+
+def test_absent_arguments():
+    from rigfuse.kernels.multi_depth_warp.triton import launch_backward, launch_forward
+
+    features = torch.zeros(2, 16, 8, 8, dtype=torch.bfloat16)
+    arguments = (features, torch.zeros(2, 2, 3), None, None, None, None, 8, 8, False, 0.0)
+    assert len(compile_launches("sm_90", lambda: launch_forward(*arguments))) == 1
+    backward = compile_launches("sm_90", lambda: launch_backward(features, *arguments, [True, False, False]))
+    assert [kernel.name for kernel in backward] == [TARGET, FEATURES]
