@@ -84,8 +84,7 @@ class CompletionCascade(nn.Module):
             drop: cameras to drop now instead of a random draw: names, or a (B, V) bool mask.
 
         Returns:
-            features, teacher and losses. Losses need missing cameras and are absent outside training; `trajectory` is
-            used in training only.
+            features, teacher and losses. Losses are absent outside training; `trajectory` is used in training only.
         """
         present = window.images[:, -1]
         masked, missing = self.dropout(present, drop)
@@ -93,28 +92,66 @@ class CompletionCascade(nn.Module):
             original = self.extract(masked)
             with torch.no_grad():
                 teacher = self.extract(present)
-        features, helped = self._temporal(window, original, missing)
+                earlier = window.images[:, :-1].unbind(1) if self.temporal is not None else ()
+                history = [self.extract(images)[self.temporal_scale] for images in earlier]
+        trajectory = window.trajectory if self.training else None
+        features, importance, losses = self.complete(
+            original, history, missing, window.frames, trajectory=trajectory, teacher=teacher
+        )
+        if self.training:
+            losses = {**losses, **consistency_losses(features, teacher, missing, importance)}
+        return CascadeOutput(features, original, missing, teacher, importance, losses)
+
+    @property
+    def temporal_scale(self) -> int:
+        """The index of the scale that stage 1 completes."""
+        return self.backbone.strides.index(self.temporal.stride)
+
+    def complete(
+        self,
+        original: list[torch.Tensor],
+        history: list[torch.Tensor],
+        missing: torch.Tensor,
+        frames: list[RigFrame],
+        *,
+        history_missing: torch.Tensor | None = None,
+        trajectory: torch.Tensor | None = None,
+        teacher: list[torch.Tensor] | None = None,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None, dict[str, torch.Tensor]]:
+        """The three stages on features.
+
+        Args:
+            original: for each scale (B, V, C, H, W).
+            history: of the earlier moments, oldest first, the scale that stage 1 completes.
+            missing: (B, V) bool.
+            frames: of the earlier moments and the present.
+            history_missing: (T, B, V) bool, cameras that were missing then; None = nobody.
+            trajectory: (B, F, 2) metres in the present ego frame.
+            teacher: the VAE's target.
+
+        Returns:
+            features, the trajectory's importance on each scale or None, and the VAE's losses.
+        """
+        features, helped = self._temporal(original, history, missing, frames, history_missing)
         losses, importance = {}, None
         if self.vae is not None and self.training:
             replace = missing & ~helped.any(dim=1, keepdim=True)
             features, losses = self.vae(features, replace, teacher)
         if self.planning is not None:
-            trajectory = window.trajectory if self.training else None
-            features, importance = self.planning(features, missing, window.frames[-1], trajectory)
-        if self.training:
-            losses = {**losses, **consistency_losses(features, teacher, missing, importance)}
-        return CascadeOutput(features, original, missing, teacher, importance, losses)
+            features, importance = self.planning(features, missing, frames[-1], trajectory)
+        return features, importance, losses
 
-    def _temporal(self, window, features, missing):
+    def _temporal(self, features, history, missing, frames, history_missing):
         if self.temporal is None:
             return features, torch.zeros_like(missing)
-        scale = self.backbone.strides.index(self.temporal.stride)
         self.temporal.reset_history()
-        nobody = torch.zeros_like(missing)
+        if history_missing is None:
+            history_missing = missing.new_zeros(len(history), *missing.shape)
         with torch.no_grad():
-            for step, frame in enumerate(window.frames[:-1]):
-                self.temporal(self.extract(window.images[:, step])[scale], nobody, frame)
-        completed, helped = self.temporal.complete(features[scale], missing, window.frames[-1])
+            for past, absent, frame in zip(history, history_missing, frames):
+                self.temporal.history.push(past, absent, frame)
+        scale = self.temporal_scale
+        completed, helped = self.temporal.complete(features[scale], missing, frames[-1])
         return [*features[:scale], completed, *features[scale + 1 :]], helped
 
 

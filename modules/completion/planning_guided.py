@@ -7,6 +7,7 @@ from torch import nn
 from ...kernels import gated_fusion, trajectory_importance
 from ...kernels._runtime.nvtx import annotate
 from ..attention import CameraAttention
+from ..maps import replace_maps
 from ..rig import NUSCENES_CAMERAS, RigFrame
 from ..topology import Topology
 
@@ -80,25 +81,33 @@ class ScaleCompletion(nn.Module):
             nn.Conv2d(channels, channels, 1),
         )
         self.gate = nn.Conv2d(2 * channels, 1, 3, padding=1)
+        for layer in (self.attention.attention.out, self.coarse[-1], self.fine[-1]):  # starts from what came in
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, features, missing, trajectory, frame):
-        original = features[missing]  # (Nq, C, H, W)
+        index = missing.nonzero().unbind(1)
+        importance = self._importance(features, trajectory, frame)
+        completed = replace_maps(features, index, lambda maps: self._complete(maps, features, missing, importance))
+        return completed, importance
+
+    def _importance(self, features, trajectory, frame):
+        """(B, V, H, W), or None without a trajectory."""
+        if trajectory is None:
+            return None
+        points, valid = (t.flatten(0, 1).to(features.device) for t in project_trajectory(trajectory, frame, self.stride))
+        size = features.shape[-2:]
+        importance = trajectory_importance(points, valid, size, sigma=self.sigma, backend=self.backend)
+        return importance.unflatten(0, features.shape[:2])
+
+    def _complete(self, original, features, missing, importance):
+        """The maps (Nq, C, H, W) of the missing cameras, completed."""
         borrowed = original + self.attention(features, missing)
         coarse = borrowed + self.coarse(borrowed)
-        fine = importance = on_missing = None
-        if trajectory is not None:
-            points, valid = project_trajectory(trajectory, frame, self.stride)
-            points, valid = points.to(features.device), valid.to(features.device)
-            importance = trajectory_importance(
-                points.flatten(0, 1), valid.flatten(0, 1), features.shape[-2:], sigma=self.sigma, backend=self.backend
-            ).unflatten(0, features.shape[:2])
-            fine = borrowed + self.fine(borrowed)
-            on_missing = importance[missing][:, None]
+        fine = None if importance is None else borrowed + self.fine(borrowed)
+        on_missing = None if importance is None else importance[missing][:, None]
         gate_logits = self.gate(torch.cat([original, coarse], dim=1))
-        fused = gated_fusion(
-            original, coarse, gate_logits, fine=fine, importance=on_missing, backend=self.backend
-        )
-        return features.index_put((missing,), fused.to(features.dtype)), importance
+        return gated_fusion(original, coarse, gate_logits, fine=fine, importance=on_missing, backend=self.backend)
 
 
 class PlanningGuidedCompletion(nn.Module):

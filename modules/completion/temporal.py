@@ -14,6 +14,7 @@ from ...kernels import cross_camera_attention, gated_fusion, multi_depth_warp
 from ...kernels._runtime.nvtx import annotate
 from ..attention import CameraAttention
 from ..history import HistoryFrame, HistoryQueue
+from ..maps import replace_maps
 from ..rig import NUSCENES_CAMERAS, RigFrame, relative_projection
 from ..topology import Topology
 
@@ -111,8 +112,11 @@ class MotionCompensatedTemporalCompletion(nn.Module):
         self.gate = nn.Sequential(
             nn.Conv2d(2 * channels, channels // 4, 1), nn.GELU(), nn.Conv2d(channels // 4, 1, 3, padding=1)
         )
-        nn.init.zeros_(self.offset.weight)  # the refinement starts from the rigid warp
-        nn.init.zeros_(self.offset.bias)
+        # Training starts from the rigid warp of the camera's own past, and an open gate.
+        for layer in (self.offset, self.attention.out, self.decoder[-1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.gate[-1].bias, 3.0)
 
     def reset_history(self) -> None:
         self.history.clear()
@@ -144,8 +148,9 @@ class MotionCompensatedTemporalCompletion(nn.Module):
             plan = plan_attention(missing, self.history.frames, self._table)
             completed = features
             if len(plan.queries):
-                completed = self._complete(features, frame, plan)
-                helped[tuple(plan.queries.to(missing.device).unbind(1))] = True
+                index = plan.queries.to(features.device).unbind(1)
+                completed = replace_maps(features, index, lambda maps: self._complete(maps, index[1], frame, plan))
+                helped[index] = True
         self.history.push(features, missing, frame)
         return completed, helped
 
@@ -159,18 +164,17 @@ class MotionCompensatedTemporalCompletion(nn.Module):
             if shape != features.shape[:2]:
                 raise ValueError(f"{name} has shape {tuple(shape)}, needs (B, V) = {tuple(features.shape[:2])}")
 
-    def _complete(self, features, frame, plan):
-        sample, camera = (index.to(features.device) for index in plan.queries.unbind(1))
-        original = features[sample, camera]  # (Nq, C, H, W)
+    def _complete(self, original, camera, frame, plan):
+        """The maps (Nq, C, H, W) of the missing cameras (Nq,), completed."""
         with annotate("temporal_completion.warp"):
-            keys, key_camera, key_age, key_mask = self._keys(frame, plan)
+            keys, key_camera, key_age, key_mask, remembered = self._keys(frame, plan)
         with annotate("temporal_completion.attend"):
-            attended = self.attention(
-                original,
+            attended = remembered + self.attention(
+                original + remembered,
                 camera,
                 keys,
                 key_camera,
-                plan.block_table.to(features.device),
+                plan.block_table.to(original.device),
                 key_age=key_age,
                 key_mask=key_mask,
                 operation=self._attend,
@@ -178,27 +182,46 @@ class MotionCompensatedTemporalCompletion(nn.Module):
         with annotate("temporal_completion.fuse"):
             completed = attended + self.decoder(attended)
             gate_logits = self.gate(torch.cat([original, completed], dim=1))
-            fused = self._fuse(original, completed, gate_logits)
-        return features.index_put((sample, camera), fused.to(features.dtype))
+            return self._fuse(original, completed, gate_logits)
 
     def _keys(self, frame, plan):
         """The pooled maps (S, C, h, w) of every warped camera frame, S = Σ Nt, their camera (S,), their age (S,) in
-        seconds, and where the warp found anything, (S, h·w) bool."""
-        keys, cameras, ages, masks = [], [], [], []
+        seconds, where the warp found anything, (S, h·w) bool, and what the missing cameras last saw (Nq, C, H, W)."""
+        keys, cameras, ages, masks, own = [], [], [], [], []
         for past, maps in zip(self.history.frames, plan.maps):
             warped, coverage = self._warp_frame(past, maps, frame)
             keys.append(self._pool(warped))
             masks.append(self._pool(coverage[:, None]).flatten(1) > 0)
             cameras.append(maps % len(self.cameras))
             ages.append((frame.timestamp - past.frame.timestamp)[maps // len(self.cameras)])
+            own.append(self._own(warped, coverage, maps, plan.queries))
         keys = torch.cat(keys)
-        return keys, torch.cat(cameras).to(keys.device), torch.cat(ages).to(keys.device), torch.cat(masks)
+        device = keys.device
+        return keys, torch.cat(cameras).to(device), torch.cat(ages).to(device), torch.cat(masks), self._newest(own)
+
+    def _own(self, warped, coverage, maps, queries):
+        """Which missing cameras (Nq,) have their own map among `maps`, and these maps where the warp found something."""
+        index = queries[:, 0] * len(self.cameras) + queries[:, 1]
+        place = torch.searchsorted(maps, index).clamp(max=max(len(maps) - 1, 0))
+        there = maps[place] == index if len(maps) else torch.zeros(len(index), dtype=torch.bool)
+        rows = place[there].to(warped.device)
+        return there, warped[rows] / coverage[rows, None].clamp(min=1e-3)
+
+    def _newest(self, own):
+        """Each missing camera's newest map, zeros for one without: (Nq, C, H, W). `own` is newest first."""
+        newest = found = None
+        for there, maps in own:
+            if newest is None:
+                newest = maps.new_zeros(len(there), *maps.shape[1:])
+                found = torch.zeros_like(there)
+            fresh = there & ~found
+            if fresh.any():
+                newest = newest.index_put((fresh.nonzero()[:, 0].to(maps.device),), maps[fresh[there].to(maps.device)])
+            found |= there
+        return newest
 
     def _warp_frame(self, past, maps, frame):
         """The listed maps of a history frame as their cameras would see them now: (Nt, C, H, W) and coverage."""
-        device = past.features.device
-        features = past.features.flatten(0, 1)  # (B·V, C, H, W)
-        source_index = maps.to(device)
         sample, camera = maps // len(self.cameras), maps % len(self.cameras)
         past_T_now = torch.linalg.solve(past.frame.world_T_ego[sample], frame.world_T_ego[sample])
         projection = relative_projection(
@@ -206,20 +229,19 @@ class MotionCompensatedTemporalCompletion(nn.Module):
             past.frame.image_T_ego[sample, camera],
             past_T_now,
             stride=self.stride,
-        ).to(device)
-        refine = self.offset(features[source_index].to(self.offset.weight.dtype))
+        )
+        features = past.features.flatten(0, 1)[maps.to(past.features.device)]
+        refine = self.offset(features.to(self.offset.weight.dtype))
         offsets = self.max_offset * torch.tanh(refine.float())  # (Nt, 2, H, W), (x, y)
-        return self._warp(features, projection, source_index, offsets.movedim(1, -1)[:, None])
+        return self._warp(features, projection.to(features.device), offsets.movedim(1, -1)[:, None])
 
     def _pool(self, maps):
         return F.avg_pool2d(maps, self.kv_downsample, ceil_mode=True, count_include_pad=False)
 
     # The three places where the work is, overridden by the benchmark's baselines.
 
-    def _warp(self, features, projection, source_index, offsets):
-        return multi_depth_warp(
-            features, projection, self.depths, offsets=offsets, source_index=source_index, backend=self.backend
-        )
+    def _warp(self, features, projection, offsets):
+        return multi_depth_warp(features, projection, self.depths, offsets=offsets, backend=self.backend)
 
     def _attend(self, query, key, value, block_table, key_mask):
         return cross_camera_attention(query, key, value, block_table, key_mask=key_mask, backend=self.backend)

@@ -8,6 +8,7 @@ from rigfuse.modules.completion.temporal import MotionCompensatedTemporalComplet
 from rigfuse.modules.completion.vae import PVReconVAE
 from rigfuse.modules.rig import ImageAugmentation, RigFrame, nuscenes_like_rig
 from rigfuse.train.data import open_drives
+from support.networks import with_noise
 
 STRIDES, CHANNELS = (16, 32), 32
 SMALL = dict(channels=CHANNELS, heads=2, kv_downsample=2)
@@ -97,7 +98,7 @@ def test_a_trajectory_ahead_is_seen_by_the_front_camera_only():
 
 
 def test_planning_guided_completion_changes_missing_cameras_only(window):
-    stage = PlanningGuidedCompletion(STRIDES, sigma=16.0, **SMALL)
+    stage = with_noise(PlanningGuidedCompletion(STRIDES, sigma=16.0, **SMALL))
     features = [torch.randn(1, 6, CHANNELS, -(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES]
     missing = torch.zeros(1, 6, dtype=torch.bool)
     frame = window.frames[-1]
@@ -116,7 +117,7 @@ def test_planning_guided_completion_changes_missing_cameras_only(window):
 
 
 def test_missing_cameras_borrow_from_present_ones_only(window):
-    stage = PlanningGuidedCompletion((32,), sigma=16.0, **SMALL)
+    stage = with_noise(PlanningGuidedCompletion((32,), sigma=16.0, **SMALL))
     features = torch.randn(1, 6, CHANNELS, 4, 7)
     missing = torch.zeros(1, 6, dtype=torch.bool)
     missing[0, [FRONT, BACK]] = True

@@ -9,10 +9,13 @@ from rigfuse.modules.completion.temporal import (
 from rigfuse.modules.completion.temporal import plan_attention
 from rigfuse.modules.rig import NUSCENES_CAMERAS, RigFrame
 from rigfuse.train.data import open_drives
+from support.networks import with_noise
 
 SMALL = dict(channels=32, heads=2, queue_length=2, kv_downsample=2, stride=64)
 SIZE = (14, 25)  # 900×1600 at stride 64
-FRONT, FRONT_LEFT, BACK = (NUSCENES_CAMERAS.index(f"CAM_{name}") for name in ("FRONT", "FRONT_LEFT", "BACK"))
+FRONT, FRONT_LEFT, FRONT_RIGHT, BACK = (
+    NUSCENES_CAMERAS.index(f"CAM_{name}") for name in ("FRONT", "FRONT_LEFT", "FRONT_RIGHT", "BACK")
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +39,6 @@ def missing_cameras(*pairs, samples=2):
 NOBODY = missing_cameras()
 
 
-def trained(module, seed=1):
-    """The module with parameters that depend on nothing but `seed`, none of them zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return module
-
-
 def run(module, frames, history, present, missing):
     module.reset_history()
     for frame, features in zip(frames, history):
@@ -53,7 +47,7 @@ def run(module, frames, history, present, missing):
 
 
 def test_nothing_to_do_returns_the_input_bit_for_bit(frames):
-    module, features, missing = trained(V2(**SMALL)), maps(), missing_cameras((0, FRONT))
+    module, features, missing = with_noise(V2(**SMALL)), maps(), missing_cameras((0, FRONT))
     assert torch.equal(module(features, missing, frames[0]), features)  # no history
     assert torch.equal(module(features, NOBODY, frames[1]), features)  # nobody is missing
     disabled = V2(**SMALL, enable=False)
@@ -63,13 +57,13 @@ def test_nothing_to_do_returns_the_input_bit_for_bit(frames):
 
 def test_only_missing_cameras_change(frames):
     features, missing = maps(), missing_cameras((0, FRONT), (1, BACK), (1, FRONT_LEFT))
-    completed = run(trained(V1(**SMALL)), frames, [maps(), maps()], features, missing)
+    completed = run(with_noise(V1(**SMALL)), frames, [maps(), maps()], features, missing)
     assert torch.equal(completed[~missing], features[~missing])
     assert (completed[missing] - features[missing]).abs().flatten(1).amax(1).gt(1e-3).all()
 
 
 def test_weights_are_interchangeable_and_equal_topologies_agree(frames):
-    v1 = trained(V1(**SMALL, topology="neighbours"))
+    v1 = with_noise(V1(**SMALL, topology="neighbours"))
     v2 = V2(**SMALL)
     v2.load_state_dict(v1.state_dict())
     v1_global = V1(**SMALL)
@@ -85,14 +79,14 @@ def test_v2_reads_and_warps_only_what_its_table_names(frames):
     warped = []
 
     class Counting(V2):
-        def _warp(self, features, projection, source_index, offsets):
-            warped.append(source_index.tolist())
-            return super()._warp(features, projection, source_index, offsets)
+        def _warp(self, features, projection, offsets):
+            warped.append(features)
+            return super()._warp(features, projection, offsets)
 
-    module = trained(Counting(**SMALL))
+    module = with_noise(Counting(**SMALL))
     history, features, missing = maps(), maps(), missing_cameras((1, FRONT))
     first = run(module, frames, [history], features, missing)
-    assert warped == [[6 + FRONT, 6 + FRONT_LEFT, 6 + NUSCENES_CAMERAS.index("CAM_FRONT_RIGHT")]]
+    assert len(warped) == 1 and torch.equal(warped[0], history[1, [FRONT, FRONT_LEFT, FRONT_RIGHT]])
     for camera, matters in ((BACK, False), (FRONT_LEFT, True)):
         changed = history.clone()
         changed[1, camera] += 1
@@ -103,7 +97,7 @@ def test_v2_reads_and_warps_only_what_its_table_names(frames):
 
 
 def test_a_camera_missing_then_is_not_read(frames):
-    module, history, features = trained(V2(**SMALL)), maps(), maps()
+    module, history, features = with_noise(V2(**SMALL)), maps(), maps()
     missing = missing_cameras((0, FRONT))
 
     def complete(past):
@@ -117,7 +111,7 @@ def test_a_camera_missing_then_is_not_read(frames):
 
 
 def test_a_scene_change_ends_the_history_of_its_sample_only(frames):
-    module, features = trained(V1(**SMALL)), maps()
+    module, features = with_noise(V1(**SMALL)), maps()
     missing = missing_cameras((0, FRONT), (1, FRONT))
     past = frames[0]
     other_scene = RigFrame(past.image_T_ego, past.world_T_ego, past.timestamp, ("another", past.scene[1]))
@@ -128,7 +122,7 @@ def test_a_scene_change_ends_the_history_of_its_sample_only(frames):
 
 
 def test_samples_of_a_batch_do_not_see_one_another(frames):
-    module, history, features = trained(V2(**SMALL)), maps(), maps()
+    module, history, features = with_noise(V2(**SMALL)), maps(), maps()
     missing = missing_cameras((0, FRONT), (1, BACK))
     together = run(module, frames, [history], features, missing)
     alone = [
@@ -138,7 +132,7 @@ def test_samples_of_a_batch_do_not_see_one_another(frames):
 
 
 def test_gradients_reach_every_parameter_and_stop_at_the_history(frames):
-    module = trained(V2(**SMALL))
+    module = with_noise(V2(**SMALL))
     history, features = maps(requires_grad=True), maps(requires_grad=True)
     missing = missing_cameras((0, FRONT), (1, BACK))
     completed = run(module, frames, [history], features, missing)
@@ -154,12 +148,12 @@ def test_gradients_reach_every_parameter_and_stop_at_the_history(frames):
 
 def test_a_standing_vehicle_is_reminded_of_what_it_saw(frames):
     """Identity motion and an own-camera topology: each key is a cell of the history, where it was."""
-    module = trained(V1(**SMALL, topology="own"))
+    module = with_noise(V1(**SMALL, topology="own"))
     seen = {}
 
     class Watching(V1):
-        def _warp(self, features, projection, source_index, offsets):
-            warped, coverage = super()._warp(features, projection, source_index, torch.zeros_like(offsets))
+        def _warp(self, features, projection, offsets):
+            warped, coverage = super()._warp(features, projection, torch.zeros_like(offsets))
             seen.update(warped=warped, coverage=coverage)
             return warped, coverage
 
@@ -172,10 +166,26 @@ def test_a_standing_vehicle_is_reminded_of_what_it_saw(frames):
     assert seen["coverage"].mean() > 0.99
 
 
+def test_an_untrained_network_remembers_what_the_camera_saw(frames):
+    """It starts from the rigid warp of the newest moment in which the camera was there."""
+    standing = [
+        RigFrame(frames[0].image_T_ego, frames[0].world_T_ego, frames[0].timestamp + 0.5 * i, frames[0].scene)
+        for i in range(3)
+    ]
+    older, newer, features, missing = maps(), maps(), maps(), missing_cameras((0, FRONT), (1, BACK))
+    module = V2(**SMALL)
+    module(older, NOBODY, standing[0])
+    module(newer, missing_cameras((1, BACK)), standing[1])
+    completed = module(features, missing, standing[2])
+    for expected, sample, camera in ((newer, 0, FRONT), (older, 1, BACK)):
+        similarity = torch.cosine_similarity(completed[sample, camera], expected[sample, camera], dim=0)
+        assert similarity.min() > 0.98
+
+
 def test_history_in_bfloat16_stays_close(frames):
     history, features, missing = [maps(), maps()], maps(), missing_cameras((0, FRONT))
-    narrow = trained(V2(**SMALL, history_dtype=torch.bfloat16))
-    wide = trained(V2(**SMALL))
+    narrow = with_noise(V2(**SMALL, history_dtype=torch.bfloat16))
+    wide = with_noise(V2(**SMALL))
     completed = [run(module, frames, history, features, missing) for module in (narrow, wide)]
     assert narrow.history.frames[0].features.dtype == torch.bfloat16 and completed[0].dtype == torch.float32
     torch.testing.assert_close(*completed, atol=0.1, rtol=0.05)
@@ -184,13 +194,13 @@ def test_history_in_bfloat16_stays_close(frames):
 def test_backends_agree(frames):
     history, features, missing = [maps()], maps(), missing_cameras((0, FRONT))
     completed = [
-        run(trained(V2(**SMALL, backend=backend)), frames, history, features, missing) for backend in ("torch", "triton")
+        run(with_noise(V2(**SMALL, backend=backend)), frames, history, features, missing) for backend in ("torch", "triton")
     ]
     torch.testing.assert_close(*completed, atol=1e-4, rtol=1e-4)
 
 
 def test_autocast_and_channels_last(frames):
-    module = trained(V2(**SMALL))
+    module = with_noise(V2(**SMALL))
     history, features, missing = maps(), maps(), missing_cameras((0, FRONT))
     expected = run(module, frames, [history], features, missing)
     dense = features.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 6))

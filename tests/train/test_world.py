@@ -21,7 +21,6 @@ from rigfuse.train.data.world.solids import Body, Look, ball, box, cylinder
 from rigfuse.train.tools.make_world import main
 
 SETTINGS = WorldSettings(scenes=2, samples=3, width=320)
-SHARED = Path(os.environ.get("RIGFUSE_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 AHEAD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # world_R_cam of a camera that looks along x
 
 
@@ -373,20 +372,18 @@ def test_official_tracking_scores_of_the_ground_truth(nusc, world, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def over(tmp_path_factory):
-    if not (SHARED / "nuscenes" / "v1.0-mini").is_dir():
-        pytest.skip("needs the real nuScenes geometry; set RIGFUSE_DATA to the folder with nuscenes/")
+def over(tmp_path_factory, nuscenes_root):
     out = tmp_path_factory.mktemp("over") / "drawn"
-    draw_over(SHARED / "nuscenes", out, scenes=["scene-0061"], samples=2, workers=0)
+    draw_over(nuscenes_root, out, scenes=["scene-0061"], samples=2, workers=0)
     return out
 
 
-def test_missing_pictures_are_drawn_over_real_geometry(over):
+def test_missing_pictures_are_drawn_over_real_geometry(over, nuscenes_root):
     provenance = json.loads((over / "provenance.json").read_text())
     assert len(provenance["real"]) == 24 and len(provenance["drawn"]) == 6
     assert len(provenance["absent"]) == 404 * 6 - 30
     for name in provenance["real"]:
-        assert (over / name).read_bytes() == (SHARED / "nuscenes" / name).read_bytes()
+        assert (over / name).read_bytes() == (nuscenes_root / name).read_bytes()
     for name in provenance["drawn"]:
         with Image.open(over / name) as image:
             assert image.size == (1600, 900) and np.asarray(image).std() > 25

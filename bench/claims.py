@@ -1,0 +1,81 @@
+"""The documents' claims about V2 against V1, each with the figure that this run found."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .measure import paired_ratio
+from .results import Table
+from .runner import Outcome
+from .workload import MODE_NAMES
+
+SPEED, MEMORY = 1.4, 0.5
+EQUAL = 100  # multiples of the dtype's epsilon within which results count as equal
+CASE = "documents"  # the size that the claims were made for
+
+
+@dataclass(frozen=True)
+class Claim:
+    """holds: None where this run did not measure it."""
+
+    text: str
+    figure: str
+    holds: bool | None
+
+    @property
+    def verdict(self) -> str:
+        return {True: "holds", False: "does not hold", None: "not measured"}[self.holds]
+
+
+def judge(outcome: Outcome, cases: Iterable[str], modes: Iterable[str], epsilon: float) -> list[Claim]:
+    """The claims, at the documents' size where it was run, else at the first case. epsilon: of the run's dtype."""
+    cases, table = list(cases), Table(outcome.rows)
+    case = CASE if CASE in cases else cases[0]
+    claims = [_keys(outcome, cases, case)]
+    for mode in modes:
+        claims += [_memory(table, case, mode), _speed(table, case, mode)]
+    return [*claims, _equality(outcome, epsilon)]
+
+
+def _keys(outcome, cases, case):
+    text = "attention reads 3·T·H·W keys instead of 6·T·H·W"
+    pairs = {c: (outcome.keys.get((c, "v2")), outcome.keys.get((c, "v1"))) for c in cases}
+    if None in pairs[case]:
+        return Claim(text, "—", None)
+    v2, v1 = pairs[case]
+    holds = all(None in pair or 2 * pair[0] == pair[1] for pair in pairs.values())
+    return Claim(text, f"{v2:,} instead of {v1:,} ({case})", holds)
+
+
+def _memory(table, case, mode):
+    text = f"memory −{1 - MEMORY:.0%}, stage 1, {MODE_NAMES[mode]}"
+    v1, v2 = (table.get("temporal", case, name, mode, "peak_bytes") for name in ("v1", "v2"))
+    if v1 is None or v2 is None:
+        return Claim(text, "—", None)
+    ratio = v2.value / v1.value
+    figure = f"{_change(ratio)}: {v2.value / 1e6:.1f} MB instead of {v1.value / 1e6:.1f} MB ({case})"
+    return Claim(text, figure, ratio <= MEMORY)
+
+
+def _speed(table, case, mode):
+    text = f"speed +{SPEED - 1:.0%}, stage 1, {MODE_NAMES[mode]}"
+    v1, v2 = (table.get("temporal", case, name, mode, "time_ms") for name in ("v1", "v2"))
+    if v1 is None or v2 is None:
+        return Claim(text, "—", None)
+    ratio = paired_ratio(v1.samples, v2.samples)
+    spread = f"{ratio.p20:.2f}–{ratio.p80:.2f}"
+    figure = f"{_change(ratio.median)}: {ratio.median:.2f} times as fast, 20th to 80th percentile {spread} ({case})"
+    return Claim(text, figure, ratio.median >= SPEED)
+
+
+def _change(ratio):
+    return f"{ratio - 1:+.0%}".replace("-", "−")
+
+
+def _equality(outcome, epsilon):
+    text = "outputs and gradients equal where the topologies are made equal"
+    if not outcome.differences:
+        return Claim(text, "—", None)
+    worst = max(outcome.differences, key=lambda difference: difference.worst)
+    place = f"{worst.provider}, {worst.scope}, {worst.case}"
+    figure = f"largest relative difference {worst.worst:.1e} ({place})"
+    return Claim(text, figure, worst.worst <= EQUAL * epsilon and not outcome.wrong)

@@ -1,0 +1,79 @@
+"""Correctness first: each provider against the same mathematics in float64. A wrong result gets no speed."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .workload import Call
+
+# Relative error (2-norm over a tensor) beyond which even plain PyTorch is taken to be wrong. Half precision is that
+# poor for the gradients of offsets, which are differences of neighbouring cells behind a softmax.
+CEILING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call computed, in float64: its outputs, and its gradients by name."""
+
+    outputs: list[torch.Tensor]
+    grads: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors by name: "output", "output 1", …, and those of the gradients."""
+
+    outputs: dict[str, float]
+    grads: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        return max(self.tensors.values())
+
+    @property
+    def tensors(self) -> dict[str, float]:
+        return {**self.outputs, **{f"gradient of {name}": error for name, error in self.grads.items()}}
+
+    def excess(self, dtype: torch.dtype, plain: "Errors | None") -> str:
+        """What is wrong, in words; empty where no tensor is further off than `plain`, PyTorch in `dtype`, allows."""
+        for name, error in self.tensors.items():
+            limit = CEILING[dtype] if plain is None else allowed(dtype, plain.tensors[name])
+            if not error <= limit:
+                return f"relative error {error:.1e} of the {name}, allowed {limit:.1e}"
+        return ""
+
+
+def compute(call: Call, modes: tuple[str, ...]) -> Result:
+    call.reset()
+    with torch.set_grad_enabled("fwd-bwd" in modes):
+        outputs = call.forward()
+    grads = {}
+    if "fwd-bwd" in modes:
+        # A bias's gradient is a sum that may cancel, down to nothing for a key's; the weights' gradients show the same.
+        leaves = {name: leaf for name, leaf in call.leaves.items() if leaf.ndim > 1}
+        computed = torch.autograd.grad(outputs[0], list(leaves.values()), call.grad, allow_unused=True)
+        for (name, leaf), grad in zip(leaves.items(), computed):
+            grads[name] = (torch.zeros_like(leaf) if grad is None else grad).double()
+    return Result([output.detach().double() for output in outputs], grads)
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """|actual − expected| / |expected| in the 2-norm; infinite when a value is not finite or a shape differs."""
+    if actual.shape != expected.shape or not bool(actual.isfinite().all()):
+        return float("inf")
+    error = float(torch.linalg.vector_norm(actual - expected))
+    scale = float(torch.linalg.vector_norm(expected))
+    return error / scale if scale > 0 else error
+
+
+def errors(actual: Result, expected: Result) -> Errors:
+    outputs = {
+        f"output {number}" if number else "output": relative_error(a, e)
+        for number, (a, e) in enumerate(zip(actual.outputs, expected.outputs))
+    }
+    return Errors(outputs, {name: relative_error(actual.grads[name], e) for name, e in expected.grads.items()})
+
+
+def allowed(dtype: torch.dtype, plain_error: float) -> float:
+    """Twice what plain PyTorch errs, plus rounding; never more than the ceiling."""
+    return min(CEILING[dtype], 2 * plain_error + 8 * torch.finfo(dtype).eps)

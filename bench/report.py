@@ -1,0 +1,167 @@
+"""The tables, once for the terminal and for `report.md`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from .claims import Claim
+from .compare import SUBJECT
+from .measure import paired_ratio
+from .results import Row, Table
+from .runner import Outcome, Skipped
+from .workload import MODE_NAMES
+
+
+@dataclass
+class TextTable:
+    """Cells of text; the first `left` columns are left-aligned."""
+
+    title: str
+    columns: list[str]
+    left: int
+    rows: list[list[str]] = field(default_factory=list)
+    note: str = ""
+
+    def print(self, console: Console) -> None:
+        title = dict(title=self.title, title_justify="left")
+        table = RichTable(**title, caption=self.note or None, caption_justify="left")
+        for number, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if number < self.left else "right", overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+
+    def markdown(self) -> str:
+        line = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"  # noqa: E731
+        rule = ["---" if number < self.left else "---:" for number in range(len(self.columns))]
+        lines = [line(self.columns), line(rule), *map(line, self.rows)]
+        return f"## {self.title}\n\n" + "\n".join(lines) + "\n" + (f"\n{self.note}\n" if self.note else "")
+
+
+def measurement_tables(outcome: Outcome, baseline: str) -> list[TextTable]:
+    """For each scope and mode: time, memory and error of each provider at each case, beside the baseline's."""
+    table = Table(outcome.rows)
+    places = dict.fromkeys((row.scope, row.mode) for row in outcome.rows if row.metric != "error")
+    return [_measurements(table, outcome, baseline, scope, mode) for scope, mode in places]
+
+
+def _measurements(table: Table, outcome: Outcome, baseline: str, scope: str, mode: str) -> TextTable:
+    rows = [row for row in table.rows if (row.scope, row.mode) == (scope, mode)]
+    times = [metric for metric in ("time_ms", "wall_ms", "graph_ms") if any(row.metric == metric for row in rows)]
+    floors = any(key[0] == scope for key in outcome.floors)
+    headings = dict(time_ms="time ms (20–80 %)", wall_ms="wall ms", graph_ms="graph ms")
+    columns = ["case", "provider", *(headings[metric] for metric in times), f"speed ÷ {baseline} (20–80 %)"]
+    columns += ["peak MB", f"memory ÷ {baseline}", "error", *(["floor ms (reached)"] if floors else [])]
+    text = TextTable(f"{scope_name(rows[0])}, {MODE_NAMES[mode]}", columns, left=2)
+    for case, provider in dict.fromkeys((row.case, row.provider) for row in rows if row.metric != "error"):
+        found = {metric: table.get(scope, case, provider, mode, metric) for metric in (*times, "peak_bytes", "error")}
+        base = {metric: table.get(scope, case, baseline, mode, metric) for metric in ("time_ms", "peak_bytes")}
+        cells = [case, provider, *(_time(found[metric]) for metric in times)]
+        cells += [_speed(base["time_ms"], found.get("time_ms")), _megabytes(found["peak_bytes"])]
+        cells += [_share(base["peak_bytes"], found["peak_bytes"]), _error(found["error"])]
+        if floors:
+            cells.append(_floor(outcome.floors.get((scope, case, provider, mode)), found.get("time_ms")))
+        text.rows.append(cells)
+    return text
+
+
+def scope_name(row: Row) -> str:
+    """What a person calls the scope; an operation has only one."""
+    return row.scope if row.subject == SUBJECT else row.subject
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _time(row: Row | None) -> str:
+    if row is None:
+        return "—"
+    spread = row.summary
+    return f"{number(spread.median)} ({number(spread.p20)}–{number(spread.p80)})"
+
+
+def _speed(base: Row | None, row: Row | None) -> str:
+    if base is None or row is None:
+        return "—"
+    ratio = paired_ratio(base.samples, row.samples)
+    return f"{number(ratio.median)}× ({number(ratio.p20)}–{number(ratio.p80)})"
+
+
+def _megabytes(row: Row | None) -> str:
+    return "—" if row is None else number(row.value / 1e6)
+
+
+def _share(base: Row | None, row: Row | None) -> str:
+    return "—" if base is None or row is None or base.value == 0 else f"{row.value / base.value:.0%}"
+
+
+def _error(row: Row | None) -> str:
+    return "—" if row is None else f"{row.value:.1e}"
+
+
+def _floor(floor: float | None, row: Row | None) -> str:
+    if floor is None or row is None:
+        return "—"
+    return f"{number(floor)} ({floor / row.value:.0%})"
+
+
+def claims_table(claims: Sequence[Claim]) -> TextTable:
+    rows = [[claim.text, claim.figure, claim.verdict] for claim in claims]
+    return TextTable("The documents' claims, V2 against V1", ["claim", "figure", "verdict"], 3, rows)
+
+
+def skipped_table(skipped: Sequence[Skipped]) -> TextTable:
+    rows = [[item.scope, item.case, item.provider, item.reason] for item in skipped]
+    return TextTable("Not measured", ["scope", "case", "provider", "why"], 4, rows)
+
+
+def against_table(now: Sequence[Row], then: Sequence[Row], name: str) -> TextTable:
+    """This run beside an earlier one. A change counts where the ranges of 20th to 80th percentile are apart."""
+    earlier = {row.key: row for row in then}
+    columns = ["scope", "case", "provider", "mode", "metric", "then", "now", "now ÷ then", "verdict"]
+    table = TextTable(f"Against {name}", columns, left=5)
+    for row in now:
+        before = earlier.get(row.key)
+        if row.metric == "error" or before is None:
+            continue
+        ratio = f"{row.value / before.value:.2f}" if before.value else "—"
+        place = [row.scope, row.case, row.provider, row.mode, row.metric]
+        table.rows.append([*place, number(before.value), number(row.value), ratio, _change(before, row)])
+    absent = sum(row.key not in earlier for row in now if row.metric != "error")
+    table.note = f"{absent} measurements of this run are not in the earlier one." if absent else ""
+    return table
+
+
+def _change(before: Row, row: Row) -> str:
+    then, now = before.summary, row.summary
+    if now.p20 > then.p80:
+        return "worse"
+    return "better" if now.p80 < then.p20 else "same"
+
+
+def against_warnings(facts: dict, then: dict) -> list[str]:
+    """What makes the comparison unfair."""
+    return [
+        f"{name} differs: {then.get(name)} then, {facts[name]} now"
+        for name in ("hardware", "versions")
+        if then.get(name) != facts[name]
+    ]
+
+
+HOW_TO_READ = """## How to read this
+
+- Correctness came first: each provider's output and gradients were compared with the same mathematics in float64.
+  `error` is the relative error in the 2-norm, of the worst tensor. A provider that errs on any tensor more than twice as
+  much as plain PyTorch in the same dtype, rounding aside, has no speed here.
+- Times are medians over repetitions in which the providers took turns. Ratios are formed round by round; in
+  brackets stand the 20th and 80th percentile. On a CPU `time` is what a person waits. On a GPU it is the time between
+  events round one call with cold caches, the launches queued ahead (a call that waits for the CPU shows its gaps);
+  `wall` is what a person waits for one eager call, `graph` a replay in a CUDA graph with warm caches.
+- Memory is the peak above the inputs, results included, from the allocator's own events.
+- The floor is the least traffic over the measured copy bandwidth, or the least FLOPs over the measured rate of a
+  matrix product, whichever is longer; in brackets, how much of the time it explains.
+"""

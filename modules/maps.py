@@ -1,0 +1,57 @@
+"""Replacing some of a batch's maps."""
+
+from collections.abc import Callable
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+class _Take(torch.autograd.Function):
+    """The maps at `index`, and all of them for `_Put`."""
+
+    @staticmethod
+    def forward(ctx, features, sample, camera):
+        ctx.save_for_backward(sample, camera)
+        return features[sample, camera], features.view_as(features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_maps, grad_rest):
+        grad = grad_rest.clone()
+        grad[ctx.saved_tensors] = grad_maps
+        return grad, None, None
+
+
+class _Put(torch.autograd.Function):
+    """All maps with those at `index` replaced. What the replaced ones get as their gradient here, `_Take` overwrites."""
+
+    @staticmethod
+    def forward(ctx, rest, sample, camera, maps):
+        ctx.save_for_backward(sample, camera)
+        ctx.dtype = maps.dtype
+        replaced = rest.clone()
+        replaced[sample, camera] = maps.to(rest.dtype)
+        return replaced
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad, None, None, grad[ctx.saved_tensors].to(ctx.dtype)
+
+
+def replace_maps(
+    features: torch.Tensor,
+    index: tuple[torch.Tensor, torch.Tensor],
+    function: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """`features` with the maps at `index` replaced by `function` of them; the others return bit for bit.
+
+    Indexing and `index_put` would do the same; their gradients hold three tensors of the size of `features`, these one.
+
+    Args:
+        features: (B, V, C, H, W); gets gradients.
+        index: sample and camera of each map, (Nq,) each, no pair twice.
+        function: (Nq, C, H, W) → (Nq, C, H, W).
+    """
+    maps, rest = _Take.apply(features, *index)
+    return _Put.apply(rest, *index, function(maps))

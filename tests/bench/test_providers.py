@@ -1,0 +1,133 @@
+"""The providers compute the same function where they should, with gradients; and what each of them reads."""
+
+import ctypes
+import shutil
+import subprocess
+
+import pytest
+import torch
+from rigfuse.bench import compare, correctness
+from rigfuse.bench.cases import CASES, Case
+from rigfuse.bench.eager import eager_attention, eager_warp
+from rigfuse.bench.geometry import moments
+from rigfuse.bench.operations import OPERATIONS, cuda_warp, make_workload
+from rigfuse.bench.workload import MODES, Unavailable
+from rigfuse.train.data import open_drives
+
+CPU = torch.device("cpu")
+SMALL = Case("small", "", image=(128, 192), channels=32, heads=2, moments=2, batch=2, missing=(0, 3))
+
+
+@pytest.fixture(scope="module")
+def drives():
+    return open_drives(None)
+
+
+@pytest.mark.parametrize("scope", compare.SCOPES)
+def test_outputs_and_gradients_are_equal_where_the_topologies_are(scope, drives):
+    workload = compare.make_workload(scope, SMALL, ("v1", "v2"), CPU, drives)
+    results = {name: correctness.compute(workload.build(name, torch.float64), MODES) for name in workload.groups}
+    for group, plain in workload.plain.items():
+        reference = correctness.compute(workload.build_reference(group), MODES)
+        for name in (name for name, its_group in workload.groups.items() if its_group == group):
+            assert correctness.errors(results[name], reference).worst < 1e-6  # a warp's offsets are float32 throughout
+    assert correctness.errors(results["v1"], results["v2"]).worst > 1e-3  # topology does change the result
+    assert len(results["v1"].grads) >= 3 and all(grad.abs().max() > 0 for grad in results["v1"].grads.values())
+
+
+def test_a_call_gives_the_same_every_time(drives):
+    call = compare.make_workload("temporal", SMALL, ("v2",), CPU, drives).build("v2", torch.float32)
+    first, second = (correctness.compute(call, MODES) for _ in range(2))
+    assert correctness.errors(first, second).worst == 0
+
+
+def test_v2_reads_half_of_the_keys(drives):
+    keys = compare.make_workload("attention", SMALL, ("v2",), CPU, drives).keys
+    assert keys["v1"] == keys["v1-fused"] == 6 * SMALL.moments * SMALL.cells
+    assert keys["v2"] == keys["v2-eager"] == 3 * SMALL.moments * SMALL.cells
+
+
+def test_the_rig_moves_between_the_moments_and_fits_the_case(drives):
+    case = CASES["upstream"]
+    past, now = moments(case, drives)
+    assert past.timestamp < now.timestamp and past.scene == now.scene
+    assert torch.dist(past.world_T_ego[0, :3, 3], now.world_T_ego[0, :3, 3]) > 0.5
+    ahead = torch.tensor([1e4, 0, 1.5, 1], dtype=torch.float64)  # far down the road, seen by the front camera
+    u, v, depth, _ = now.image_T_ego[0, 0] @ ahead
+    assert abs(u / depth - case.image[1] / 2) < 30 and 0 < v / depth < case.image[0] / 2
+    with pytest.raises(Unavailable, match="needs 3 moments"):
+        moments(SMALL, [drives[0][:2]])
+
+
+def test_eager_attention_without_any_key_gives_zeros():
+    query, key = torch.randn(2, 3, 2, 16), torch.randn(4, 5, 2, 16)
+    table = torch.tensor([[-1, -1], [0, -1]])
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    out = eager_attention(query, key, key, table, mask)
+    assert out[0].abs().max() == 0 and out[1].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_peers_of_an_operation_agree(name):
+    workload = make_workload(OPERATIONS[name], "tiny", CPU)
+    reference = correctness.compute(workload.build_reference(name), workload.modes)
+    checked = set()
+    for provider in workload.timed:
+        if provider == "compile":  # takes long, and is the same function
+            continue
+        try:
+            call = workload.build(provider, torch.float32)
+        except Unavailable:
+            continue
+        error = correctness.errors(correctness.compute(call, workload.modes), reference).worst
+        assert error < 1e-5, f"{provider}: {error:.1e}"
+        checked.add(provider)
+    assert {"eager", "rigfuse"} <= checked
+
+
+ON_THE_CPU = r"""
+#include <cmath>
+#include <cstring>
+#define __device__
+#define __global__
+struct Dim { long long x; };
+static Dim blockIdx, threadIdx, blockDim;
+static float __uint_as_float(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+static unsigned __float_as_uint(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }
+static void atomicAdd(float* p, float x) { *p += x; }
+static float __shfl_down_sync(unsigned, float x, int) { return x; }
+extern "C" void place(long long block) { blockIdx.x = block; threadIdx.x = 0; blockDim.x = 1; }
+"""
+
+
+def test_the_cuda_warp_computes_the_warp(tmp_path, monkeypatch):
+    """The CUDA C++ source compiled for the CPU: one thread after another, a warp of one lane."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    source, library = tmp_path / "warp.cpp", tmp_path / "warp.so"
+    source.write_text(ON_THE_CPU + cuda_warp.SOURCE)
+    command = ["g++", "-O1", "-shared", "-fPIC", "-DSTORAGE=float", "-DLANES=1", source, "-o", library]
+    subprocess.run(command, check=True)
+    kernels = ctypes.CDLL(library)
+
+    def launch(kernel, tensors, sizes):
+        cells, *others = sizes
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+        for cell in range(cells):
+            kernels.place(ctypes.c_longlong(cell))
+            kernel(*pointers, ctypes.c_longlong(cells), *map(ctypes.c_int, others))
+
+    monkeypatch.setattr(cuda_warp, "_launch", launch)
+    monkeypatch.setattr(cuda_warp, "_kernels", lambda dtype: (kernels.warp_forward, kernels.warp_backward))
+    inputs = OPERATIONS["multi_depth_warp"].make_inputs(
+        4, 3, 5, 6, 7, 200, dtype=torch.float32, device=CPU, generator=torch.Generator().manual_seed(0)
+    )
+    results = []
+    for function in (cuda_warp._CudaWarp.apply, lambda f, p, d, o, s: eager_warp(f, p, d, offsets=o, source_index=s)):
+        leaves = [inputs.arguments[name].detach().requires_grad_() for name in inputs.leaves]
+        arguments = {**inputs.arguments, **dict(zip(inputs.leaves, leaves))}
+        warped, coverage = function(*arguments.values())
+        results.append([warped, coverage, *torch.autograd.grad(warped, leaves, inputs.grad)])
+    assert results[0][1].max() > 0.5 and results[0][1].min() < 0.5
+    for actual, expected in zip(*results):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
