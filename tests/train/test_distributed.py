@@ -1,0 +1,101 @@
+"""Two gloo ranks: they agree, they resume, and when one fails all stop."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from support import toy_experiment
+from support.ranks import run_ranks
+
+from rigfuse.train import checkpoint
+from rigfuse.train.distributed import World
+from rigfuse.train.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ranks")
+    run_ranks(toy_experiment.train_on_ranks, 2, path)
+    return path
+
+
+def states(folder, name):
+    return [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def equal(a, b):
+    weights = all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    return weights and a["counters"] == b["counters"]
+
+
+def test_both_ranks_hold_the_same_weights(folder):
+    for name in ("whole", "dropout", "nan"):
+        assert equal(*states(folder, name)), name
+
+
+def test_two_ranks_are_one_with_twice_the_batch(folder, tmp_path):
+    single = Trainer(toy_experiment.toy("model.dropout=0", "losses.extra=0", "loader.batch_size=4"), tmp_path, World())
+    single.fit()
+    state = states(folder, "whole")[0]
+    assert state["counters"]["step"] == single.counters.step == 12
+    assert state["epoch"] == dict(batches=6, items=4)
+    for name, weight in single.model.named_parameters():
+        torch.testing.assert_close(state["model"][name], weight.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["", "dropout-"])
+def test_resume_is_bit_exact_on_every_rank(folder, name):
+    whole = states(folder, "dropout" if name else "whole")
+    for rank, resumed in enumerate(states(folder, f"{name}resumed")):
+        assert equal(resumed, whole[rank])
+
+
+def test_a_nan_on_one_rank_is_skipped_by_both(folder):
+    first, second = states(folder, "nan")
+    assert first["counters"]["skipped"] == second["counters"]["skipped"] == 2  # the last two of six steps
+    assert first["schedule"]["last_epoch"] == 4
+    assert all(value.isfinite().all() for value in first["model"].values())
+
+
+def test_every_rank_evaluates_its_share_once(folder):
+    lines = (folder / "whole" / "log.jsonl").read_text().splitlines()
+    assert sum('"val/count": 5.0' in line for line in lines) == 2
+
+
+def torchrun(folder, *options):
+    """(status, output, seconds) of the toy on two ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", toy_experiment.__file__, str(folder), *options]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    began = time.monotonic()
+    done = subprocess.run(
+        command, env=os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=90
+    )
+    return done.returncode, done.stdout + done.stderr, time.monotonic() - began
+
+
+def test_an_error_on_one_rank_stops_all_within_a_minute(tmp_path):
+    status, output, seconds = torchrun(tmp_path, "model.fault=raise@1:4", "run.checkpoint_steps=2")
+    assert status != 0 and seconds < 60
+    assert "the toy broke on purpose" in output
+    assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["counters"]["step"] == 4
+
+
+def test_an_error_in_the_save_stops_all_within_a_minute(tmp_path):
+    (tmp_path / "checkpoints").write_text("not a folder")
+    status, output, seconds = torchrun(tmp_path, "run.checkpoint_steps=2")
+    assert status != 0 and seconds < 60
+    assert "FileExistsError" in output
+
+
+def test_sigterm_to_torchrun_saves_once(tmp_path):
+    options = ("model.fault=sigterm-parent@1:4", "run.epochs=2000", "loader.workers=1")
+    status, output, seconds = torchrun(tmp_path, *options)
+    assert status != 0 and seconds < 60, output
+    assert "stopped by SIGTERM at step" in output
+    assert len(checkpoint.checkpoints(tmp_path / "checkpoints")) == 1
+    assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["counters"]["step"] >= 5

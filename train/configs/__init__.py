@@ -1,0 +1,15 @@
+"""Experiments by name. Each is a function that returns a filled dataclass, most of them another one with a change."""
+
+from ..config import Experiment, nearest
+from . import completion
+
+EXPERIMENTS = {**completion.EXPERIMENTS}
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of this name, filled anew. ValueError with the nearest name for an unknown one."""
+    if name not in EXPERIMENTS:
+        raise ValueError(f"no config {name!r}{nearest(name, EXPERIMENTS)}")
+    made = EXPERIMENTS[name]()
+    made.name = name
+    return made

@@ -1,0 +1,56 @@
+"""One process or many: the same calls work in both."""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def world(timeout: float = 600.0, device: str | None = None):
+    """The ranks that torchrun started (NCCL on GPUs, gloo on CPUs), or this process alone.
+
+    Args:
+        timeout: seconds a rank waits for the others.
+        device: "cpu" or "cuda"; None = CUDA where there is one.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    here = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    if "RANK" not in os.environ:
+        yield World(device=here)
+        return
+    backend, bound = ("nccl", here) if here.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout), device_id=bound)
+    yield World(dist.get_rank(), dist.get_world_size(), here)
+    # Only after success: after an error this would wait for ranks that may never come. The process ends, and torchrun,
+    # which sees that, ends the others.
+    dist.destroy_process_group()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks, on every rank; the values themselves where there is one process."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,1 @@
+"""Evaluation: how well a trained network does what it is for."""

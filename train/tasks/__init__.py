@@ -1,0 +1,1 @@
+"""What can be trained: for each task its settings, network, data and evaluation."""
