@@ -8,7 +8,6 @@ import torch
 
 from .workload import Call
 
-
 _RANGE = "rigfuse::bench::peak"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+
 from rigfuse.bench.report import TextTable, number
 from rigfuse.kernels._runtime.nvtx import DOMAIN
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from rigfuse.bench import claims, compare, facts, plots, report, results
 from rigfuse.bench.cases import CASES
 from rigfuse.bench.floors import measure_machine

@@ -6,6 +6,7 @@ Results are compared with pytest-benchmark's own means: `--benchmark-autosave`, 
 
 import pytest
 import torch
+
 from rigfuse.bench import compare, correctness
 from rigfuse.bench.cases import CASES
 from rigfuse.bench.workload import MODES

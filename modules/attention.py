@@ -21,8 +21,9 @@ class CameraAttention(nn.Module):
 
     def __init__(self, channels: int, cameras: int, *, heads: int = 8, backend: str | None = None):
         super().__init__()
-        if channels % heads:
-            raise ValueError(f"channels is {channels}, needs a multiple of heads ({heads})")
+        if channels % heads or not 16 <= channels // heads <= 128:
+            needed = f"a multiple of heads ({heads}) with 16 to 128 channels each"
+            raise ValueError(f"CameraAttention: channels is {channels}, needs {needed}")
         self.heads, self.backend = heads, backend
         self.encoding = CameraTimeSpaceEncoding(channels, cameras)
         self.query = nn.Linear(channels, channels)

@@ -5,12 +5,13 @@ derive from it (see `tasks/`), and the functions in `configs/` return filled one
 """
 
 import ast
-import difflib
 import json
 import types
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .command_line import nearest
 
 
 @dataclass
@@ -142,15 +143,6 @@ def diff(a: dict, b: dict) -> list[str]:
     a, b = flatten(a), flatten(b)
     show = lambda values, key: json.dumps(values[key]) if key in values else "absent"  # noqa: E731
     return [f"{key}: {show(a, key)} → {show(b, key)}" for key in sorted({*a, *b}) if show(a, key) != show(b, key)]
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """"; did you mean 'x'?" where one of `choices` is near, else the first of them, else nothing."""
-    choices = list(choices)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are {', '.join(choices[:12])}{', …' if len(choices) > 12 else ''}" if choices else ""
 
 
 def _hints(config):

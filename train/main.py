@@ -16,26 +16,15 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from rigfuse.train import checkpoint
-from rigfuse.train.config import Experiment, apply_options, diff, dumps, nearest, to_dict, update
+from rigfuse.train.command_line import Parser
+from rigfuse.train.config import Experiment, apply_options, diff, dumps, to_dict, update
 from rigfuse.train.configs import EXPERIMENTS, experiment
 from rigfuse.train.distributed import World, wait_for_all, world
 from rigfuse.train.trainer import Trainer, TrainingError, load_weights
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One line; a mistyped option is told the nearest one."""
-        unknown = next((word for word in message.split(": ")[-1].split() if word.startswith("--")), None)
-        if message.startswith("unrecognized") and unknown:
-            message += nearest(unknown, [option for option in self._option_string_actions if option.startswith("--")])
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    about, examples = __doc__.split("\n\n", 1)
-    parser = _Parser(
-        description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--config", metavar="NAME", help=f"the experiment: {', '.join(EXPERIMENTS)}")
     add("--work-dir", metavar="FOLDER", help="where the run goes; default work_dirs/NAME")

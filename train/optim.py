@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from .config import OptimConfig, ScheduleConfig, nearest
+from .command_line import nearest
+from .config import OptimConfig, ScheduleConfig
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -56,8 +56,9 @@ class PVReconVAE(nn.Module):
             target: the teacher's features, like `features`; None = no losses.
 
         Returns:
-            the features, and the losses `vae_rec` (mean squared error to the target over all maps) and `vae_kl`
-            (divergence from the unit normal per latent element), means over the scales.
+            the features, and the losses `vae_rec` (mean squared error to the target over all maps, relative to the
+            target's mean square: scales and backbones differ in size) and `vae_kl` (divergence from the unit normal per
+            latent element), means over the scales.
         """
         results, reconstruction, divergence = [], [], []
         for scale, (vae, x) in enumerate(zip(self.scales, features)):
@@ -65,7 +66,8 @@ class PVReconVAE(nn.Module):
             rebuilt = rebuilt.unflatten(0, x.shape[:2]).to(x.dtype)
             results.append(torch.where(replace[:, :, None, None, None], rebuilt, x))
             if target is not None:
-                reconstruction.append(F.mse_loss(rebuilt.float(), target[scale].float()))
+                true = target[scale].float()
+                reconstruction.append(F.mse_loss(rebuilt.float(), true) / true.square().mean().clamp(min=1e-6))
                 mu, logvar = mu.float(), logvar.float()
                 divergence.append(0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean())
         if target is None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from rigfuse.bench import compare, options, run
 from rigfuse.bench.eager import eager_attention
 from rigfuse.bench.operations import operation

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from rigfuse.bench import claims, correctness, measure, report, results
 from rigfuse.bench.floors import Machine, traffic_floor
 from rigfuse.bench.runner import Difference, Outcome, Skipped

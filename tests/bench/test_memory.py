@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
+
 from rigfuse.bench.memory import peak_bytes, peak_on_cpu
 from rigfuse.bench.workload import Call
 

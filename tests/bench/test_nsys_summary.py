@@ -3,6 +3,7 @@
 import sqlite3
 
 import pytest
+
 from rigfuse.bench.nsys_summary import TraceError, main, summarise
 
 PROCESS = 7 << 24

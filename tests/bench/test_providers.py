@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+
 from rigfuse.bench import compare, correctness
 from rigfuse.bench.cases import CASES, Case
 from rigfuse.bench.eager import eager_attention, eager_warp

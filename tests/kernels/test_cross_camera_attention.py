@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch.library import opcheck
+
 from rigfuse.kernels import BackendError, cross_camera_attention
 from support.numerics import assert_within_budget
-from torch.library import opcheck
 
 NONE, ALL = -1, slice(None)
 

@@ -2,9 +2,10 @@ import itertools
 
 import pytest
 import torch
+from torch.library import opcheck
+
 from rigfuse.kernels import BackendError, gated_fusion
 from support.numerics import assert_within_budget
-from torch.library import opcheck
 
 NAMES = ("original", "completed", "gate_logits", "fine", "importance")
 MISSING = [True, False, True, False]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from support.compile_only import TARGETS, check_budget, compile_launches
 
 pytestmark = pytest.mark.compile_only

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from rigfuse.kernels import bev_warp, multi_depth_warp
 from rigfuse.kernels.multi_depth_warp import ops, reference
 from support.numerics import assert_within_budget
@@ -12,7 +13,7 @@ MODES = ["bilinear", "nearest"]
 
 def plane_by_plane(features, projection, depths, weights, offsets, source_index, size, mode, min_depth=0.1):
     """The definition, with every plane stored. Computes in the dtype of its inputs."""
-    (height, width), (source_h, source_w) = size, features.shape[2:]
+    source_h, source_w = features.shape[2:]
     warped, coverage = [], []
     for n, p in enumerate(projection):
         image = features[source_index[n] : source_index[n] + 1]

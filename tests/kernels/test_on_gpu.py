@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from rigfuse.kernels import cross_camera_attention, multi_depth_warp
 from support.operations import OPERATIONS, forward_and_gradients
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from rigfuse.kernels import BackendError, gated_fusion
 from rigfuse.kernels._runtime import backends
 from rigfuse.kernels._runtime.backends import choose_backend

@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from rigfuse.kernels import BackendError, trajectory_importance
 from torch.library import opcheck
+
+from rigfuse.kernels import BackendError, trajectory_importance
 
 
 def by_walking(points, valid, size, sigma):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from rigfuse.modules.backbones import RESNET_TINY, ResNetFPN
 from rigfuse.modules.camera_dropout import RandCamMask
 from rigfuse.modules.completion.cascade import CompletionCascade, RigWindow, consistency_losses

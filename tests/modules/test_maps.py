@@ -1,4 +1,5 @@
 import torch
+
 from rigfuse.modules.maps import replace_maps
 
 

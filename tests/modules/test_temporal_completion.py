@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from rigfuse.modules.completion.temporal import (
     MotionCompensatedTemporalCompletion as V1,
 )

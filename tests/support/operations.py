@@ -1,6 +1,7 @@
 """One representative call of every operation, for the checks that are the same for all of them."""
 
 import torch
+
 from rigfuse.kernels import (
     bev_warp,
     cross_camera_attention,

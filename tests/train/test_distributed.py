@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import toy_experiment
-from support.ranks import run_ranks
 
 from rigfuse.train import checkpoint
 from rigfuse.train.distributed import World
 from rigfuse.train.trainer import Trainer
+from support import toy_experiment
+from support.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")

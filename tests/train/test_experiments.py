@@ -91,7 +91,7 @@ def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--configs", "completion_v2"], "unrecognized arguments: --configs completion_v2; did you mean '--config'?"),
+        (["--configs", "completion_v2"], "unknown option --configs; did you mean '--config'?"),
         ([], "needs --config NAME"),
         (["--eval-only", "a.pt", "--resume"], "choose one"),
     ],

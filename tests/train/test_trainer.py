@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from support.toy_experiment import toy
 
 from rigfuse.train import checkpoint
 from rigfuse.train.checkpoint import CheckpointError
 from rigfuse.train.distributed import World
 from rigfuse.train.trainer import EpochBatches, Trainer, TrainingError, hash_seed
+from support.toy_experiment import toy
 
 # Python 3.12 warns of the DataLoader's workers, which are forked while torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

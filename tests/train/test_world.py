@@ -417,7 +417,7 @@ def test_the_command_explains_itself_and_refuses_in_one_line(world, capsys, tmp_
         assert code == 2 and message.count("\n") == 1, message
         return message
 
-    assert "did you mean --scenes" in refused("--out", tmp_path / "a", "--scnes", 3)
+    assert "did you mean '--scenes'" in refused("--out", tmp_path / "a", "--scnes", 3)
     assert "not an empty folder" in refused("--out", world, "--scenes", 1)
     assert "--out" in refused("--scenes", 3)
     assert "--seed" in refused("--over", world, "--out", tmp_path / "a", "--seed", 3)

@@ -1,6 +1,7 @@
 """Experiments by name. Each is a function that returns a filled dataclass, most of them another one with a change."""
 
-from ..config import Experiment, nearest
+from ..command_line import nearest
+from ..config import Experiment
 from . import completion
 
 EXPERIMENTS = {**completion.EXPERIMENTS}

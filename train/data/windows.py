@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ...modules.completion.cascade import RigWindow
 from ...modules.rig import ImageAugmentation, RigFrame
-from ..config import nearest
+from ..command_line import nearest
 from .drive import builtin_drives
 from .images import augment_image
 from .moments import Drive, Moment

@@ -9,7 +9,6 @@ options give the same bytes, and scene n is the same however many scenes are mad
 """
 
 import argparse
-import difflib
 import os
 import sys
 import time
@@ -17,19 +16,15 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rigfuse.train.command_line import Parser
 from rigfuse.train.data.world import WorldSettings, check_world, draw_over, make_world
 
 OF_WORLD, OF_OVER = ("seed", "scenes", "samples", "width", "sweeps"), ("samples", "only")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"make_world: {message}\n")
-
-
 def build_parser() -> Parser:
     defaults = WorldSettings()
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--out", metavar="FOLDER", help="where to write; must not exist, or be empty")
     parser.add_argument("--check", metavar="FOLDER", help="check a generated world instead of making one")
     parser.add_argument("--over", metavar="ROOT", help="a nuScenes root whose missing pictures are to be drawn")
@@ -50,11 +45,7 @@ def build_parser() -> Parser:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        nearest = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
-        parser.error(f"unknown option {unknown[0]}" + (f"; did you mean {nearest[0]}?" if nearest else "; see --help"))
+    options = parser.parse_args(arguments)
     if options.check:
         mode, allowed = "--check", ()
     else:

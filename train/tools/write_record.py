@@ -6,7 +6,6 @@ Runs of one configuration with other seeds are taken together. The folder gets r
 """
 
 import argparse
-import difflib
 import json
 import shutil
 import sys
@@ -18,25 +17,13 @@ import torch
 from rich.console import Console
 
 from rigfuse.train.checkpoint import CheckpointError
+from rigfuse.train.command_line import Parser
 from rigfuse.train.evaluate import pictures, record
 from rigfuse.train.evaluate.record import Run, by_config, load_run, markdown
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One line; a mistyped option is told the nearest one."""
-        if message.startswith("unrecognized"):
-            unknown = next((word for word in message.split() if word.startswith("--")), "")
-            near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
-            message += f"; did you mean {near[0]}?" if near else ""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    about, examples = __doc__.split("\n\n", 1)
-    parser = _Parser(
-        description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a trained run")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--windows", type=int, default=32, help="validation windows to evaluate (default: 32)")

@@ -1,0 +1,290 @@
+"""Backward: queries walk one piece of the keys each, keys walk all queries. Every sum has a fixed order."""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..._runtime import launch
+from ..._runtime.launch import accumulator_dtype, strided, triton_dtype
+from .. import configs
+from .forward import merge
+from .primitives import (
+    LOG2_E,
+    clamp,
+    dot_precision,
+    head_of,
+    inside,
+    load_rows,
+    piece,
+    pieces,
+    queries,
+    query_order,
+    store_rows,
+    window_bias,
+    windows,
+)
+
+
+@triton.jit
+def window_bias_attention_prepare(
+    grad, out, centers, order_ptr, delta_ptr, near_ptr, maps, length, heads,
+    MAPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ACC_DTYPE: tl.constexpr,
+):  # fmt: skip
+    """delta = sum(grad · out), and for each tile of queries which cells of each map its windows reach."""
+    tiles = tl.cdiv(length, BLOCK_M)
+    tile = tl.program_id(0) % tiles
+    b = tl.program_id(0) // tiles // heads
+    head = tl.program_id(0) // tiles % heads
+    offs_i, mask_m = queries(order_ptr, b, tile * BLOCK_M, length, BLOCK_M)
+    do = load_rows(grad, head_of(grad, b, head), offs_i, mask_m, True, DIM, BLOCK_D).to(ACC_DTYPE)
+    o = load_rows(out, head_of(out, b, head), offs_i, mask_m, True, DIM, BLOCK_D).to(ACC_DTYPE)
+    tl.store(delta_ptr + (b * heads + head).to(tl.int64) * length + offs_i, tl.sum(do * o, axis=1), mask=mask_m)
+    if head == 0:
+        near_ptr += (b * tiles + tile) * (2 * MAPS)
+        for m in tl.static_range(MAPS):
+            height, width, window = maps[3 * m], maps[3 * m + 1], maps[3 * m + 2]
+            _, _, first, end = windows(centers, b, offs_i, mask_m, m, height, width, window)
+            tl.store(near_ptr + 2 * m, first)
+            tl.store(near_ptr + 2 * m + 1, end)
+
+
+@triton.jit
+def _descend(
+    q, do, lse, delta, dq, dbias, key, value, key_ptr, value_ptr, cell, end, bias, top, left, width, window, scale_log2,
+    CAREFUL: tl.constexpr, PRECISION: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, ACC_DTYPE: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys, from `cell` on. CAREFUL: a window may touch it, and it may reach beyond `end`."""
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_n = cell + offs_n < end
+    skipped = tl.cast(cell, tl.int64)
+    k = load_rows(key, key_ptr + skipped * key[2], offs_n, mask_n, CAREFUL, DIM, BLOCK_D)
+    v = load_rows(value, value_ptr + skipped * value[2], offs_n, mask_n, CAREFUL, DIM, BLOCK_D)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC_DTYPE) * scale_log2
+    if CAREFUL:
+        near = inside((cell + offs_n)[None, :], width, top[:, None], left[:, None], window) & mask_n[None, :]
+        scores = tl.where(mask_n[None, :], scores + tl.where(near, bias[:, None], 0.0), float("-inf"))
+    p = tl.exp2(scores - lse[:, None])
+    dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=ACC_DTYPE)
+    ds = p * (dp - delta[:, None])
+    if CAREFUL:
+        dbias += tl.sum(tl.where(near, ds, 0.0), axis=1)
+    dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION, out_dtype=ACC_DTYPE)
+    return dq, dbias
+
+
+@triton.jit
+def window_bias_attention_backward_query(
+    grad, query, key, value, centers, weights, bias_scale_ptr, order_ptr, lse_ptr, delta_ptr, partial, dbias_ptr, maps,
+    scale: tl.float64, min_scale: tl.float64, max_scale: tl.float64, max_bias: tl.float64,
+    batch, length, heads, split,
+    MAPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(length, BLOCK_M)
+    number = tl.program_id(0) // tiles // heads // batch
+    b = tl.program_id(0) // tiles // heads % batch
+    head = tl.program_id(0) // tiles % heads
+    m, start, begin, end, height, width, window = piece(number, split, maps, MAPS)
+    offs_i, mask_m = queries(order_ptr, b, tl.program_id(0) % tiles * BLOCK_M, length, BLOCK_M)
+    top, left, first_near, end_near = windows(centers, b, offs_i, mask_m, m, height, width, window)
+    bias = window_bias(weights, bias_scale_ptr, b, offs_i, mask_m, m, min_scale, max_scale, max_bias, ACC_DTYPE)
+    q = load_rows(query, head_of(query, b, head), offs_i, mask_m, True, DIM, BLOCK_D)
+    do = load_rows(grad, head_of(grad, b, head), offs_i, mask_m, True, DIM, BLOCK_D)
+    row = (b * heads + head).to(tl.int64) * length + offs_i
+    lse = tl.load(lse_ptr + row, mask=mask_m, other=float("inf"))
+    delta = tl.load(delta_ptr + row, mask=mask_m, other=0.0)
+    key_ptr = head_of(key, b, head) + tl.cast(start, tl.int64) * key[2]
+    value_ptr = head_of(value, b, head) + tl.cast(start, tl.int64) * value[2]
+    scale_log2 = tl.full([], scale, ACC_DTYPE) * LOG2_E
+
+    full_end = begin + (end - begin) // BLOCK_N * BLOCK_N
+    first_near = tl.minimum(tl.maximum(first_near // BLOCK_N * BLOCK_N, begin), full_end)
+    end_near = tl.minimum(tl.maximum(tl.cdiv(end_near, BLOCK_N) * BLOCK_N, first_near), full_end)
+    near = end_near - first_near
+    dq = tl.zeros([BLOCK_M, BLOCK_D], ACC_DTYPE)
+    dbias = tl.zeros([BLOCK_M], ACC_DTYPE)
+    for cell in range(begin, full_end - near, BLOCK_N):
+        dq, dbias = _descend(
+            q, do, lse, delta, dq, dbias, key, value, key_ptr, value_ptr,
+            tl.where(cell < first_near, cell, cell + near),
+            end, bias, top, left, width, window, scale_log2, False, PRECISION, DIM, BLOCK_D, BLOCK_N, ACC_DTYPE,
+        )  # fmt: skip
+    ragged = tl.where(full_end < end, BLOCK_N, 0)
+    for cell in range(first_near, end_near + ragged, BLOCK_N):
+        dq, dbias = _descend(
+            q, do, lse, delta, dq, dbias, key, value, key_ptr, value_ptr,
+            tl.where(cell < end_near, cell, full_end),
+            end, bias, top, left, width, window, scale_log2, True, PRECISION, DIM, BLOCK_D, BLOCK_N, ACC_DTYPE,
+        )  # fmt: skip
+
+    b += number * batch
+    dq *= tl.full([], scale, ACC_DTYPE)
+    store_rows(partial, head_of(partial, b, head), offs_i, dq, mask_m, DIM, BLOCK_D)
+    tl.store(dbias_ptr + (b * heads + head).to(tl.int64) * length + offs_i, dbias, mask=mask_m)
+
+
+@triton.jit
+def window_bias_attention_backward_key(
+    grad, query, key, value, centers, weights, bias_scale_ptr, order_ptr, lse_ptr, delta_ptr, near_ptr,
+    dkey, dvalue, maps,
+    scale: tl.float64, min_scale: tl.float64, max_scale: tl.float64, max_bias: tl.float64,
+    length, heads, key_tiles,
+    MAPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0) // key_tiles // heads
+    head = tl.program_id(0) // key_tiles % heads
+    m, start, begin, end, height, width, window = piece(tl.program_id(0) % key_tiles, BLOCK_N, maps, MAPS)
+    offs_n = begin + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < end
+    offs_j = start.to(tl.int64) + offs_n
+    k = load_rows(key, head_of(key, b, head), offs_j, mask_n, True, DIM, BLOCK_D)
+    v = load_rows(value, head_of(value, b, head), offs_j, mask_n, True, DIM, BLOCK_D)
+    query_ptr = head_of(query, b, head)
+    grad_ptr = head_of(grad, b, head)
+    row = (b * heads + head).to(tl.int64) * length
+    scale_log2 = tl.full([], scale, ACC_DTYPE) * LOG2_E
+
+    tiles = tl.cdiv(length, BLOCK_M)
+    near_ptr += b * tiles * (2 * MAPS) + 2 * m
+    dk = tl.zeros([BLOCK_N, BLOCK_D], ACC_DTYPE)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], ACC_DTYPE)
+    for tile in range(tiles):
+        offs_i, mask_m = queries(order_ptr, b, tile * BLOCK_M, length, BLOCK_M)
+        q = load_rows(query, query_ptr, offs_i, mask_m, True, DIM, BLOCK_D)
+        do = load_rows(grad, grad_ptr, offs_i, mask_m, True, DIM, BLOCK_D)
+        lse = tl.load(lse_ptr + row + offs_i, mask=mask_m, other=float("inf"))
+        delta = tl.load(delta_ptr + row + offs_i, mask=mask_m, other=0.0)
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC_DTYPE) * scale_log2
+        first_near = tl.load(near_ptr + tile * (2 * MAPS))
+        end_near = tl.load(near_ptr + tile * (2 * MAPS) + 1)
+        if (begin < end_near) & (end > first_near):
+            top, left, _, _ = windows(centers, b, offs_i, mask_m, m, height, width, window)
+            bias = window_bias(weights, bias_scale_ptr, b, offs_i, mask_m, m, min_scale, max_scale, max_bias, ACC_DTYPE)
+            near = inside(offs_n[:, None], width, top[None, :], left[None, :], window)
+            scores += tl.where(near, bias[None, :], 0.0)
+        p = tl.exp2(scores - lse[None, :])
+        dv += tl.dot(p.to(do.dtype), do, input_precision=PRECISION, out_dtype=ACC_DTYPE)
+        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=ACC_DTYPE)
+        ds = p * (dp - delta[None, :])
+        dk += tl.dot(ds.to(q.dtype), q, input_precision=PRECISION, out_dtype=ACC_DTYPE)
+    dk *= tl.full([], scale, ACC_DTYPE)
+    store_rows(dkey, head_of(dkey, b, head), offs_j, dk, mask_n, DIM, BLOCK_D)
+    store_rows(dvalue, head_of(dvalue, b, head), offs_j, dv, mask_n, DIM, BLOCK_D)
+
+
+@triton.jit
+def window_bias_attention_reduce_bias(
+    dbias_ptr, weights, bias_scale_ptr, dweights, dscale_ptr, maps,
+    min_scale: tl.float64, max_scale: tl.float64, max_bias: tl.float64,
+    batch, length, heads, split,
+    MAPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, ACC_DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the weights, and each program's share of the scale's, from the bias's of each piece and head."""
+    tiles = tl.cdiv(length, BLOCK_M)
+    b = tl.program_id(0) // tiles
+    offs_i = (tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    offs_h = tl.arange(0, BLOCK_H)
+    mask_m = offs_i < length
+    mask = (offs_h < heads)[:, None] & mask_m[None, :]
+    low, high = tl.full([], min_scale, ACC_DTYPE), tl.full([], max_scale, ACC_DTYPE)
+    raw = tl.load(bias_scale_ptr).to(ACC_DTYPE)
+    s = clamp(raw, low, high)
+    dscale = tl.zeros([BLOCK_M], ACC_DTYPE)
+    first = 0
+    for m in tl.static_range(MAPS):
+        total = tl.zeros([BLOCK_H, BLOCK_M], ACC_DTYPE)
+        end = first + tl.cdiv(maps[3 * m] * maps[3 * m + 1], split)
+        for number in range(first, end):
+            offs = ((number * batch + b) * heads + offs_h).to(tl.int64)[:, None] * length + offs_i[None, :]
+            total += tl.load(dbias_ptr + offs, mask=mask, other=0.0)
+        first = end
+        dbias = tl.sum(total, axis=0)
+        weight_ptr = weights[0] + b.to(tl.int64) * weights[1] + offs_i * weights[2] + m * weights[3]
+        weight = tl.load(weight_ptr, mask=mask_m, other=0.0).to(ACC_DTYPE)
+        dbias = tl.where(tl.abs(s * weight) <= tl.full([], max_bias, ACC_DTYPE), dbias, 0.0)
+        dscale += tl.where(dbias != 0, dbias * weight, 0.0)
+        dweight_ptr = dweights[0] + b.to(tl.int64) * dweights[1] + offs_i * dweights[2] + m * dweights[3]
+        tl.store(dweight_ptr, dbias * s, mask=mask_m)
+    tl.store(dscale_ptr + tl.program_id(0), tl.where((raw >= low) & (raw <= high), tl.sum(dscale, axis=0), 0.0))
+
+
+def launch_backward(
+    grad, out, lse, query, key, value, centers, weights, bias_scale,
+    maps, min_scale, max_scale, max_bias, scale, needs_grad,
+):  # fmt: skip
+    inputs = (query, key, value, weights, bias_scale)
+    if query.numel() == 0:
+        return [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t, needed in zip(inputs, needs_grad) if needed]
+    dtype = accumulator_dtype(query.dtype)
+    architecture, dim = launch.architecture(query.device), query.shape[-1]
+    meta = dict(MAPS=len(maps) // 3, DIM=dim, BLOCK_D=triton.next_power_of_2(dim), ACC_DTYPE=triton_dtype(dtype))
+    key_config = configs.backward_key(architecture, query.element_size(), dim)
+    order = query_order(centers, maps)
+    delta, near = _prepare(grad, out, centers, order, maps, key_config["BLOCK_M"], dtype, meta)
+
+    tensors = (*(strided(t) for t in (grad, query, key, value, centers, weights)), bias_scale, order, lse, delta)
+    limits = (min_scale, max_scale, max_bias)
+    meta["PRECISION"] = dot_precision()
+    dquery = dkey = dvalue = dweights = dscale = None
+    if needs_grad[0] or any(needs_grad[3:]):
+        config = configs.backward_query(architecture, query.element_size(), dim)
+        dquery, dbias, split = _query_side(tensors, query, key, maps, (scale, *limits), dtype, config, meta)
+        if any(needs_grad[3:]):
+            dweights, dscale = _bias_side(dbias, split, weights, bias_scale, query, maps, limits, dtype)
+    if any(needs_grad[1:3]):
+        dkey, dvalue = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (key, value))
+        batch, length, heads, _ = query.shape
+        key_tiles = sum(pieces(maps, key_config["BLOCK_N"]))
+        window_bias_attention_backward_key[(key_tiles * heads * batch,)](
+            *tensors, near, strided(dkey), strided(dvalue), tuple(maps), scale, *limits, length, heads, key_tiles,
+            **meta, **key_config,
+        )  # fmt: skip
+    return [g for g, needed in zip((dquery, dkey, dvalue, dweights, dscale), needs_grad) if needed]
+
+
+def _prepare(grad, out, centers, order, maps, block_m, dtype, meta):
+    batch, length, heads, _ = out.shape
+    tiles = triton.cdiv(length, block_m)
+    delta = torch.empty((batch, heads, length), dtype=dtype, device=out.device)
+    near = torch.empty((batch, tiles, meta["MAPS"], 2), dtype=torch.int32, device=out.device)
+    window_bias_attention_prepare[(tiles * heads * batch,)](
+        strided(grad), strided(out), strided(centers), order, delta, near, tuple(maps), length, heads,
+        BLOCK_M=block_m, num_warps=4, **meta,
+    )  # fmt: skip
+    return delta, near
+
+
+def _query_side(tensors, query, key, maps, limits, dtype, config, meta):
+    """Gradient of the queries, and of the bias for each piece of the keys."""
+    batch, length, heads, _ = query.shape
+    tiles = triton.cdiv(length, config["BLOCK_M"])
+    split = configs.split(launch.architecture(query.device), tiles * batch * heads, key.shape[1], config["BLOCK_N"])
+    splits = sum(pieces(maps, split))
+    dquery = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    partial = dquery
+    if splits > 1:
+        partial = torch.empty((splits * batch, *query.shape[1:]), dtype=dtype, device=query.device)
+    dbias = torch.empty((splits * batch, heads, length), dtype=dtype, device=query.device)
+    window_bias_attention_backward_query[(tiles * heads * batch * splits,)](
+        *tensors, strided(partial), dbias, tuple(maps), *limits, batch, length, heads, split, **meta, **config,
+    )  # fmt: skip
+    if splits > 1:
+        merge(partial, None, dquery, None)
+    return dquery, dbias, split
+
+
+def _bias_side(dbias, split, weights, bias_scale, query, maps, limits, dtype):
+    batch, length, heads, _ = query.shape
+    block_m = 32
+    programs = triton.cdiv(length, block_m) * batch
+    dweights = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
+    dscale = torch.empty(programs, dtype=dtype, device=weights.device)
+    window_bias_attention_reduce_bias[(programs,)](
+        dbias, strided(weights), bias_scale, strided(dweights), dscale, tuple(maps), *limits,
+        batch, length, heads, split,
+        MAPS=len(maps) // 3, BLOCK_M=block_m, BLOCK_H=triton.next_power_of_2(heads), ACC_DTYPE=triton_dtype(dtype),
+        num_warps=4,
+    )  # fmt: skip
+    return dweights, dscale.sum().to(bias_scale.dtype)
