@@ -183,6 +183,7 @@ def make_workload(
     else:
         kinds = (EagerTemporalCompletion, MotionCompensatedTemporalCompletion)
         make, reference = _temporal_call, ReferenceTemporalCompletion
+
     def floor(provider, dtype):
         return _attention_floor(problem, GROUPS[provider], dtype)
 

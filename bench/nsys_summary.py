@@ -1,7 +1,7 @@
 """Sums up an nsys trace by range.
 
-`nsys export --type sqlite REPORT.nsys-rep`, then `python bench/nsys_summary.py REPORT.sqlite`. A kernel belongs to every
-range of the domain `rigfuse` that was open when it was launched, on the thread that launched it.
+`nsys export --type sqlite REPORT.nsys-rep`, then `python bench/nsys_summary.py REPORT.sqlite`. A kernel belongs to
+every range of the domain `rigfuse` that was open when it was launched, on the thread that launched it.
 """
 
 import argparse

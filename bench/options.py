@@ -74,7 +74,9 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument("--quick", action="store_true", help="fewer cases and repetitions: about a minute on two cores")
     how.add_argument("--mode", metavar="MODE", help="fwd or fwd-bwd (default: both)")
     how.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: cuda where there is one)")
-    how.add_argument("--dtype", metavar="DTYPE", help="float32, float16, bfloat16 (default: float32, on a GPU bfloat16)")
+    how.add_argument(
+        "--dtype", metavar="DTYPE", help="float32, float16, bfloat16 (default: float32, on a GPU bfloat16)"
+    )
     how.add_argument("--data", metavar="ROOT", help="geometry of this nuScenes root (default: the built-in drives)")
     what_comes_out = parser.add_argument_group("what comes out")
     what_comes_out.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/bench/<time>-<subject>")

@@ -155,8 +155,8 @@ def against_warnings(facts: dict, then: dict) -> list[str]:
 HOW_TO_READ = """## How to read this
 
 - Correctness came first: each provider's output and gradients were compared with the same mathematics in float64.
-  `error` is the relative error in the 2-norm, of the worst tensor. A provider that errs on any tensor more than twice as
-  much as plain PyTorch in the same dtype, rounding aside, has no speed here.
+  `error` is the relative error in the 2-norm, of the worst tensor. A provider that errs on any tensor more than twice
+  as much as plain PyTorch in the same dtype, rounding aside, has no speed here.
 - Times are medians over repetitions in which the providers took turns. Ratios are formed round by round; in
   brackets stand the 20th and 80th percentile. On a CPU `time` is what a person waits. On a GPU it is the time between
   events round one call with cold caches, the launches queued ahead (a call that waits for the CPU shows its gaps);

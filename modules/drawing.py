@@ -12,8 +12,8 @@ _RING = 4.6  # metres from the middle of the rig at which the arrows join the ca
 
 
 def draw_rig(rig: Rig, topology: Topology, path: str | Path, title: str = "") -> None:
-    """Saves a top view, the car driving up the page: each camera's field of view, and an arrow from each camera to those
-    that attend to it. PNG, SVG or PDF by the suffix of `path`."""
+    """Saves a top view, the car driving up the page: each camera's field of view, and an arrow from each camera to
+    those that attend to it. PNG, SVG or PDF by the suffix of `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 6.2), layout="constrained")

@@ -23,7 +23,7 @@ class _Take(torch.autograd.Function):
 
 
 class _Put(torch.autograd.Function):
-    """All maps with those at `index` replaced. What the replaced ones get as their gradient here, `_Take` overwrites."""
+    """All maps with those at `index` replaced. `_Take` overwrites what these get as their gradient here."""
 
     @staticmethod
     def forward(ctx, rest, sample, camera, maps):

@@ -1,8 +1,8 @@
-"""The three legs of the suite. Each is a process of its own, because triton's interpreter and its compiler cannot share one.
+"""The three legs of the suite. Each is a process of its own: triton's interpreter and its compiler cannot share one.
 
-    pytest                  the PyTorch backend, and the Triton backend in its interpreter
-    pytest --compile-only   the kernels compiled for GPUs that are not there
-    pytest --gpu            the tests of the first leg on the GPU, and those that need one
+pytest                  the PyTorch backend, and the Triton backend in its interpreter
+pytest --compile-only   the kernels compiled for GPUs that are not there
+pytest --gpu            the tests of the first leg on the GPU, and those that need one
 """
 
 import os
@@ -30,8 +30,7 @@ def pytest_collection_modifyitems(config, items):
     chosen = [
         item
         for item in items
-        if bool(item.get_closest_marker("compile_only")) == compile_only
-        and (gpu or not item.get_closest_marker("gpu"))
+        if bool(item.get_closest_marker("compile_only")) == compile_only and (gpu or not item.get_closest_marker("gpu"))
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen

@@ -24,7 +24,9 @@ def imported_layers(path: Path) -> set[str]:
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             for module in modules:
-                assert module.split(".")[0] not in LAYERS, f"{path.name}: bare import of {module}; write rigfuse.{module}"
+                assert module.split(".")[0] not in LAYERS, (
+                    f"{path.name}: bare import of {module}; write rigfuse.{module}"
+                )
                 if module == "rigfuse" or module.startswith("rigfuse."):
                     found |= set(module.split(".")[1:2])
     return found
@@ -52,7 +54,11 @@ def test_an_operation_is_five_files(operation):
     names = {path.stem for path in operation.iterdir() if path.stem not in ("__init__", "__pycache__")}
     assert names == {"api", "ops", "reference", "triton", "configs"}
     for backend, other in (("reference", "triton"), ("triton", "reference")):
-        files = [operation / f"{backend}.py"] if (operation / f"{backend}.py").exists() else (operation / backend).glob("*.py")
+        files = (
+            [operation / f"{backend}.py"]
+            if (operation / f"{backend}.py").exists()
+            else (operation / backend).glob("*.py")
+        )
         for file in files:
             assert f".{other} " not in file.read_text(), f"backend {backend} imports {other}"
 

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or absent, checked when they are read, and never run code.
 
-    step-00000120.pt          what `torch.save` wrote: plain containers and tensors
-    step-00000120.pt.sha256   its digest, as `sha256sum -c` reads it
-    last.pt, best.pt          links to one of them
+step-00000120.pt          what `torch.save` wrote: plain containers and tensors
+step-00000120.pt.sha256   its digest, as `sha256sum -c` reads it
+last.pt, best.pt          links to one of them
 """
 
 import hashlib

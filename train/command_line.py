@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """"; did you mean 'x'?" where one of `choices` is near, else the first of them, else nothing."""
+    """ "; did you mean 'x'?" where one of `choices` is near, else the first of them, else nothing."""
     choices = list(choices)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if close:
@@ -15,8 +15,10 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, exit status 2. Takes a script's docstring: its first line is what the
-    command is about, the rest stands below the options in --help."""
+    """An ArgumentParser whose errors are one line, exit status 2.
+
+    Takes a script's docstring: its first line is what the command is about, the rest stands below the options in --help.
+    """
 
     def __init__(self, doc: str, **settings):
         about, _, more = doc.partition("\n\n")

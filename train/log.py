@@ -18,8 +18,8 @@ class RunLog:
     """Writes one run's figures, under the same names in every run, so that two of them open side by side.
 
     `log.jsonl` holds one line for each record; TensorBoard's events go to the same folder, so that
-    `tensorboard --logdir work_dirs` shows runs by folder. Each record is a printed line too; a terminal shows a progress bar
-    below them.
+    `tensorboard --logdir work_dirs` shows runs by folder. Each record is a printed line too; a terminal shows a
+    progress bar below them.
 
     Args:
         folder: of the run; None = say and write nothing (ranks other than the first).

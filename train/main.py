@@ -1,9 +1,9 @@
 """Trains an experiment, or evaluates a checkpoint.
 
-    python train/main.py --config completion_v2_tiny
-    torchrun --nproc-per-node 8 train/main.py --config completion_v2 --data /data/nuscenes --resume auto
-    python train/main.py --eval-only work_dirs/completion_v2_tiny/checkpoints/best.pt
-    tensorboard --logdir work_dirs
+python train/main.py --config completion_v2_tiny
+torchrun --nproc-per-node 8 train/main.py --config completion_v2 --data /data/nuscenes --resume auto
+python train/main.py --eval-only work_dirs/completion_v2_tiny/checkpoints/best.pt
+tensorboard --logdir work_dirs
 """
 
 import argparse

@@ -46,7 +46,7 @@ def why_not_triton(tensors: Sequence[torch.Tensor]) -> list[str]:
 
 
 def choose_backend(requested: str | None, *tensors: torch.Tensor | None) -> str:
-    """The backend that serves a call on `tensors`: the one asked for, or the best one when `requested` is None or "auto".
+    """The backend that serves a call on `tensors`: the one asked for, or the best where `requested` is None or "auto".
 
     Raises:
         BackendError: the backend asked for, by argument or by RIGFUSE_BACKEND, does not exist or cannot serve the call.

@@ -11,9 +11,9 @@ INDEX_DTYPES = (torch.int32, torch.int64)
 class Shapes:
     """Binds the named sizes of one call, so that each later argument is held to what the earlier ones said.
 
-        shapes = Shapes("multi_depth_warp")
-        channels = shapes.bind("features", features, "S", "C", "Hs", "Ws")[1]
-        shapes.bind("projection", projection, "N", 3, 4)
+    shapes = Shapes("multi_depth_warp")
+    channels = shapes.bind("features", features, "S", "C", "Hs", "Ws")[1]
+    shapes.bind("projection", projection, "N", 3, 4)
     """
 
     def __init__(self, operation: str, **sizes: int):

@@ -21,7 +21,12 @@ def triton_dtype(dtype: torch.dtype):
     """The triton name of a torch dtype, for `ACC_DTYPE` and its like."""
     import triton.language as tl
 
-    return {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype]
+    return {
+        torch.float64: tl.float64,
+        torch.float32: tl.float32,
+        torch.float16: tl.float16,
+        torch.bfloat16: tl.bfloat16,
+    }[dtype]
 
 
 def accumulator_dtype(*dtypes: torch.dtype) -> torch.dtype:

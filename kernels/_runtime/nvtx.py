@@ -1,6 +1,6 @@
 """Named ranges for nsys (NVTX domain `rigfuse`), mirrored into torch.profiler, free when nobody listens.
 
-The one place where rigfuse talks to a profiler: operations, module stages, training phases and the benchmark all use it.
+The one place where rigfuse talks to a profiler: operations, module stages, training phases and the benchmark use it.
 """
 
 from contextlib import contextmanager, nullcontext

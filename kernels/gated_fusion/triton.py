@@ -156,9 +156,7 @@ def _launch(kernel, images, missing, outputs):
 
 def launch_forward(original, completed, gate_logits, fine, importance, missing):
     out = torch.empty_like(original)
-    images = dict(
-        original=original, completed=completed, gate_logits=gate_logits, fine=fine, importance=importance
-    )
+    images = dict(original=original, completed=completed, gate_logits=gate_logits, fine=fine, importance=importance)
     _launch(gated_fusion_forward, images, missing, [out])
     return out
 

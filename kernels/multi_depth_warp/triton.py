@@ -136,9 +136,7 @@ def multi_depth_warp_forward(
         )
         w = _blend(weights, n, d, v, u, mask_p, depth_count, ACC_DTYPE)
         for corner in tl.static_range(1 if NEAREST else 4):
-            inside, f = _corner(
-                features, s, left, top, source_h, source_w, offs_c, mask_c, corner % 2, corner // 2
-            )
+            inside, f = _corner(features, s, left, top, source_h, source_w, offs_c, mask_c, corner % 2, corner // 2)
             share = (fx if corner % 2 else 1 - fx) * (fy if corner // 2 else 1 - fy)
             share = tl.where(inside, share * w, 0.0)
             acc += share[:, None] * f.to(ACC_DTYPE)
@@ -300,9 +298,7 @@ def _walk(
                             NEAREST, ACC_DTYPE, TILE_H, TILE_W,
                         )  # fmt: skip
                         share = (tent * w[None, :]).to(DOT_DTYPE)
-                        acc = tl.dot(
-                            share, dout.to(DOT_DTYPE), acc, input_precision=PRECISION, out_dtype=ACC_DTYPE
-                        )
+                        acc = tl.dot(share, dout.to(DOT_DTYPE), acc, input_precision=PRECISION, out_dtype=ACC_DTYPE)
     return acc
 
 
@@ -333,9 +329,7 @@ def multi_depth_warp_backward_features(
             targets, source_h, source_w, depth_count, height, width, min_depth,
             NEAREST, True, ACC_DTYPE, DOT_DTYPE, PRECISION, TILE_H, TILE_W, SOURCE_H, SOURCE_W, BLOCK_N, BLOCK_B,
         )  # fmt: skip
-    row, column, mask_p = _tile(
-        tile, tl.arange(0, SOURCE_H * SOURCE_W), source_h, source_w, SOURCE_H, SOURCE_W
-    )
+    row, column, mask_p = _tile(tile, tl.arange(0, SOURCE_H * SOURCE_W), source_h, source_w, SOURCE_H, SOURCE_W)
     out = _cells(dfeatures, s, row, column)[:, None] + offs_c.to(tl.int64)[None, :] * dfeatures[2]
     tl.store(out, acc, mask=mask_p[:, None] & mask_c[None, :])
 

@@ -9,9 +9,7 @@ from . import configs
 
 
 @triton.jit
-def trajectory_importance_forward(
-    points, valid, out_ptr, height, width, steps, exponent_scale, BLOCK_P: tl.constexpr
-):
+def trajectory_importance_forward(points, valid, out_ptr, height, width, steps, exponent_scale, BLOCK_P: tl.constexpr):
     tiles = tl.cdiv(height * width, BLOCK_P)
     n = (tl.program_id(0) // tiles).to(tl.int64)
     offs_p = (tl.program_id(0) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)

@@ -157,9 +157,9 @@ def _bias_gradient(g, q, k, v, bias, rows, columns, lse, delta, scale):
     total = torch.zeros_like(bias[:, near])
     for head in range(q.shape[1]):
         operands = (g[:, head, near], q[:, head, near], k[:, head], v[:, head])
-        total += _probabilities_and_gradient(
-            *operands, bias[:, near], lse[:, head, near], delta[:, head, near], scale
-        )[1]
+        total += _probabilities_and_gradient(*operands, bias[:, near], lse[:, head, near], delta[:, head, near], scale)[
+            1
+        ]
     inside = (rows[:, near, :, None] & columns[:, near, None, :]).flatten(2)
     result = torch.zeros_like(bias[:, :, 0])
     result[:, near] = torch.where(inside, total, 0).sum(-1)

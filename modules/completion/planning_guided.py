@@ -95,7 +95,9 @@ class ScaleCompletion(nn.Module):
         """(B, V, H, W), or None without a trajectory."""
         if trajectory is None:
             return None
-        points, valid = (t.flatten(0, 1).to(features.device) for t in project_trajectory(trajectory, frame, self.stride))
+        points, valid = (
+            t.flatten(0, 1).to(features.device) for t in project_trajectory(trajectory, frame, self.stride)
+        )
         size = features.shape[-2:]
         importance = trajectory_importance(points, valid, size, sigma=self.sigma, backend=self.backend)
         return importance.unflatten(0, features.shape[:2])

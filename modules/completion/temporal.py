@@ -200,7 +200,7 @@ class MotionCompensatedTemporalCompletion(nn.Module):
         return keys, torch.cat(cameras).to(device), torch.cat(ages).to(device), torch.cat(masks), self._newest(own)
 
     def _own(self, warped, coverage, maps, queries):
-        """Which missing cameras (Nq,) have their own map among `maps`, and these maps where the warp found something."""
+        """Which missing cameras (Nq,) have their own map among `maps`, and these maps where the warp found any."""
         index = queries[:, 0] * len(self.cameras) + queries[:, 1]
         place = torch.searchsorted(maps, index).clamp(max=max(len(maps) - 1, 0))
         there = maps[place] == index if len(maps) else torch.zeros(len(index), dtype=torch.bool)

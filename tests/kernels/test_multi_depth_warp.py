@@ -153,9 +153,7 @@ def test_min_depth_is_exclusive_and_tested_before_the_division(backend, device):
     features = torch.ones(5, 1, 1, 1, device=device)
     projection = torch.zeros(5, 3, 4, device=device)
     projection[:, 2, 3] = torch.tensor([0.5, 0.500001, 0.0, -1.0, float("nan")])
-    _, coverage = multi_depth_warp(
-        features, projection, torch.ones(1, device=device), min_depth=0.5, backend=backend
-    )
+    _, coverage = multi_depth_warp(features, projection, torch.ones(1, device=device), min_depth=0.5, backend=backend)
     assert coverage.flatten().tolist() == [0, 1, 0, 0, 0]
 
 
@@ -254,9 +252,7 @@ def test_gradcheck(backend, mode, device):
     leaves = [arguments.pop(name).requires_grad_() for name in ("features", "weights", "offsets")]
 
     def warp(features, weights, offsets):
-        return multi_depth_warp(
-            features, weights=weights, offsets=offsets, **arguments, mode=mode, backend=backend
-        )[0]
+        return multi_depth_warp(features, weights=weights, offsets=offsets, **arguments, mode=mode, backend=backend)[0]
 
     assert torch.autograd.gradcheck(warp, leaves, fast_mode=True)
 

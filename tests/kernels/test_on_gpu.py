@@ -68,7 +68,15 @@ def test_compute_sanitizer_finds_nothing(operation, tool, request):
         f"forward_and_gradients(*OPERATIONS[{name!r}]('cuda', torch.bfloat16)); torch.cuda.synchronize()"
     )
     # Only this package's kernels: torch's own have warnings of theirs, and every kernel more takes time.
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--kernel-regex", f"kns={name.split('_')[0]}"]
+    command = [
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "9",
+        "--kernel-regex",
+        f"kns={name.split('_')[0]}",
+    ]
     done = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True)
     if "Device not supported" in done.stdout + done.stderr:
         pytest.skip("compute-sanitizer does not support this machine")

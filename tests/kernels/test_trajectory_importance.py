@@ -74,7 +74,11 @@ def test_opcheck_and_full_graph(device):
     [
         (dict(points=torch.zeros(2, 3, 3)), ValueError, r"points has shape \(2, 3, 3\), needs \(N, T, 2\)"),
         (dict(valid=torch.ones(2, 4, dtype=torch.bool)), ValueError, r"valid has shape \(2, 4\)"),
-        (dict(points=torch.zeros(2, 3, 2, dtype=torch.float16)), TypeError, "points is float16, needs float32, float64"),
+        (
+            dict(points=torch.zeros(2, 3, 2, dtype=torch.float16)),
+            TypeError,
+            "points is float16, needs float32, float64",
+        ),
         (dict(valid=torch.ones(2, 3)), TypeError, "valid is float32, needs bool"),
         (dict(sigma=0.0), ValueError, "sigma is 0.0"),
         (dict(sigma=math.nan), ValueError, "sigma is nan"),

@@ -81,7 +81,8 @@ def test_vae_replaces_only_what_it_is_told_and_reports_its_losses():
     mu, logvar = zip(*(part[1:] for part in (s(x.flatten(0, 1)) for s, x in zip(vae.scales, features))))
     normal = torch.distributions.Normal
     divergence = [
-        torch.distributions.kl_divergence(normal(m, (0.5 * v).exp()), normal(0.0, 1.0)).mean() for m, v in zip(mu, logvar)
+        torch.distributions.kl_divergence(normal(m, (0.5 * v).exp()), normal(0.0, 1.0)).mean()
+        for m, v in zip(mu, logvar)
     ]
     torch.testing.assert_close(losses["vae_kl"], torch.stack(divergence).mean())
     assert vae(features, replace)[1] == {}

@@ -5,7 +5,9 @@ from rigfuse.modules.maps import replace_maps
 
 def test_equals_indexing_and_index_put_and_keeps_the_memory_format():
     features = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
-    features = features.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3)).requires_grad_()
+    features = (
+        features.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3)).requires_grad_()
+    )
     index = torch.tensor([0, 1]), torch.tensor([2, 0])
     weight, grad = torch.randn(4, 5, 6, dtype=torch.float64), torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
     function = lambda maps: (maps * weight).sin()  # noqa: E731

@@ -126,9 +126,7 @@ def test_samples_of_a_batch_do_not_see_one_another(frames):
     module, history, features = with_noise(V2(**SMALL)), maps(), maps()
     missing = missing_cameras((0, FRONT), (1, BACK))
     together = run(module, frames, [history], features, missing)
-    alone = [
-        RigFrame(f.image_T_ego[1:], f.world_T_ego[1:], f.timestamp[1:], f.scene[1:]) for f in frames
-    ]
+    alone = [RigFrame(f.image_T_ego[1:], f.world_T_ego[1:], f.timestamp[1:], f.scene[1:]) for f in frames]
     torch.testing.assert_close(run(module, alone, [history[1:]], features[1:], missing[1:]), together[1:])
 
 
@@ -195,7 +193,8 @@ def test_history_in_bfloat16_stays_close(frames):
 def test_backends_agree(frames):
     history, features, missing = [maps()], maps(), missing_cameras((0, FRONT))
     completed = [
-        run(with_noise(V2(**SMALL, backend=backend)), frames, history, features, missing) for backend in ("torch", "triton")
+        run(with_noise(V2(**SMALL, backend=backend)), frames, history, features, missing)
+        for backend in ("torch", "triton")
     ]
     torch.testing.assert_close(*completed, atol=1e-4, rtol=1e-4)
 

@@ -25,7 +25,12 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SHARED_MEMORY = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-TENSOR_CORE = {"sm_80": r"\bHMMA\.", "sm_90": r"\bHGMMA\.", "sm_100": r"tcgen05\.mma|UTC\w*MMA|HMMA", "gfx942": r"v_mfma_"}
+TENSOR_CORE = {
+    "sm_80": r"\bHMMA\.",
+    "sm_90": r"\bHGMMA\.",
+    "sm_100": r"tcgen05\.mma|UTC\w*MMA|HMMA",
+    "gfx942": r"v_mfma_",
+}
 BUDGETS = Path(__file__).parents[1] / "kernels" / "budgets.json"
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

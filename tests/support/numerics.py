@@ -18,7 +18,9 @@ def assert_within_budget(actual, exact, plain, *, what=""):
     error = (actual.double()[finite] - exact).abs().max()
     plain_error = (plain.double()[finite] - exact).abs().max()
     budget = 2 * (plain_error + torch.finfo(actual.dtype).eps * exact.abs().max())
-    assert bool(error <= budget), f"{what}: error {error:.3e} exceeds the budget {budget:.3e} (plain: {plain_error:.3e})"
+    assert bool(error <= budget), (
+        f"{what}: error {error:.3e} exceeds the budget {budget:.3e} (plain: {plain_error:.3e})"
+    )
 
 
 def gradients(output, inputs, grad):

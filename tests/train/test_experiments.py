@@ -107,4 +107,4 @@ def test_settings_can_be_looked_at(capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["data"]["root"] == "/root" and shown["losses"]["ssl"] == 3
     run("--diff-config", "completion_v2", "completion_v2_kv8")
-    assert 'model.temporal.kv_downsample: 4 → 8' in capsys.readouterr().out
+    assert "model.temporal.kv_downsample: 4 → 8" in capsys.readouterr().out

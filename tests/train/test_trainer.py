@@ -69,7 +69,9 @@ def test_resume_is_bit_exact(tmp_path, workers, stop):
 def test_a_resume_with_another_batch_size_is_refused_mid_epoch(tmp_path):
     train(tmp_path, "run.checkpoint_steps=5", "run.keep=9", "run.epochs=1")
     middle, end = (tmp_path / "checkpoints" / f"step-{step:08d}.pt" for step in (5, 12))
-    with pytest.raises(CheckpointError, match="middle of an epoch of 12 batches of 2 items, this run has 6 batches of 4"):
+    with pytest.raises(
+        CheckpointError, match="middle of an epoch of 12 batches of 2 items, this run has 6 batches of 4"
+    ):
         Trainer(toy("loader.batch_size=4"), tmp_path, World(), resume=middle)
     resumed = train(tmp_path, "loader.batch_size=4", resume=end)
     assert (resumed.counters.epoch, resumed.counters.step) == (2, 12 + 6)

@@ -85,9 +85,7 @@ def _pose(path, time):
 
 def _planar(x, y, z, yaw):
     cos, sin = math.cos(yaw), math.sin(yaw)
-    return torch.tensor(
-        [[cos, -sin, 0, x], [sin, cos, 0, y], [0, 0, 1, z], [0, 0, 0, 1]], dtype=torch.float64
-    )
+    return torch.tensor([[cos, -sin, 0, x], [sin, cos, 0, y], [0, 0, 1, z], [0, 0, 0, 1]], dtype=torch.float64)
 
 
 def _parked_cars(name, path, rng):

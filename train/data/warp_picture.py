@@ -121,8 +121,8 @@ def warp_to_object(
 
 def draw_warps(drives: Sequence[Drive], path: str | Path, examples: int = 3) -> list[WarpedView]:
     """Draws history, warped history and present side by side for the largest static objects of the first drive that
-    has any, each object once, saves the picture (PNG, SVG or PDF by its suffix) and returns what it shows. Draws nothing
-    and returns [] where no two consecutive moments have images of a static object."""
+    has any, each object once, saves the picture (PNG, SVG or PDF by its suffix) and returns what it shows. Draws
+    nothing and returns [] where no two consecutive moments have images of a static object."""
     found = next(filter(None, (list(static_objects(drive)) for drive in drives)), [])
     found.sort(key=lambda item: _area(_outline(item[1].rig[item[2]], item[3])))
     largest = {box.instance: (past, now, camera, box) for past, now, camera, box in found}

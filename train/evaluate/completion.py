@@ -148,16 +148,16 @@ def _restored(model, window, moments, black, missing, scenario, depths):
             for moment, was_gone in zip(moments, gone if steps else ())
         ]
         history_missing = gone
-    restored["completed"] = model.complete(
-        original, history, missing, window.frames, history_missing=history_missing
-    )[0]
+    restored["completed"] = model.complete(original, history, missing, window.frames, history_missing=history_missing)[
+        0
+    ]
     return restored
 
 
 def warp_rig(
     features: torch.Tensor, then: RigFrame, now: RigFrame, stride: int, depths: Sequence[float]
 ) -> torch.Tensor:
-    """Every camera's earlier features (B, V, C, H, W) moved to the present, the mean over the depths that see anything."""
+    """Every camera's earlier features (B, V, C, H, W) moved to the present: the mean over the depths that see any."""
     then_T_now = torch.linalg.solve(then.world_T_ego, now.world_T_ego)[:, None]
     projection = relative_projection(now.image_T_ego, then.image_T_ego, then_T_now, stride=stride)
     flat = features.flatten(0, 1)

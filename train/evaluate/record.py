@@ -175,7 +175,9 @@ def _mean_single(run: Run) -> float:
 
 
 def run_cameras(run: Run) -> list[str]:
-    return [name for name in dict.fromkeys(score.scenario for score in run.scores) if name.isupper() and "+" not in name]
+    return [
+        name for name in dict.fromkeys(score.scenario for score in run.scores) if name.isupper() and "+" not in name
+    ]
 
 
 def _verdict(holds: bool) -> str:

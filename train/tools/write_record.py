@@ -40,9 +40,10 @@ def write(folder: Path, runs: list[Run], device: torch.device, data: str | None)
     groups = by_config(runs)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     source = data or runs[0].settings.data.root
+    windows = Path(source).name if source else "the built-in drive"
     lines = [
         "# Completion of missing cameras\n",
-        f"Evaluated on {name}, torch {torch.__version__}, validation windows of {Path(source).name if source else 'the built-in drive'}.\n",
+        f"Evaluated on {name}, torch {torch.__version__}, validation windows of {windows}.\n",
         "## Runs\n",
         markdown(record.runs_table(runs)),
         "Peak memory is the allocator's on a GPU and the whole process's on a CPU.\n",
@@ -62,7 +63,9 @@ def write(folder: Path, runs: list[Run], device: torch.device, data: str | None)
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     pictures.draw_losses(runs, folder / "losses.png")
     pictures.draw_errors(groups, folder / "errors.png")
-    pictures.draw_features(*record.model_and_window(runs[-1], data, device), ("CAM_FRONT", "CAM_BACK"), folder / "features.png")
+    pictures.draw_features(
+        *record.model_and_window(runs[-1], data, device), ("CAM_FRONT", "CAM_BACK"), folder / "features.png"
+    )
     return text
 
 

@@ -147,7 +147,7 @@ def _road_blocks(town, layers, token, segments):
     rows = []
     for i, road in enumerate(town.roads):
         for side in (-1, 1):
-            ends = (0, road.length)[:: -side]
+            ends = (0, road.length)[::-side]
             t = sorted((0.0, side * road.half))
             rows.append(
                 {

@@ -323,7 +323,7 @@ def billboard(width: float, seed: int) -> Body:
     """A hoarding with a picture no other one has, facing ±x, 4 m tall."""
     rng = np.random.default_rng([seed, 19])
     picture = Look(_pick(PAINTS, rng), _pick(CLOTHES, rng), 10, 5, (1.2, 1.2), jitter=0.6, hue=0.9)
-    parts = [
-        cylinder(2, (0, side * 0.4 * width, -1.0), 0.1, 2.0, Look(STEEL), sides=6) for side in (-1, 1)
-    ] + [box((-0.1, 0.1), (-width / 2, width / 2), (0.0, 2.0), {"front": picture, "back": picture, "all": Look(STEEL)})]
+    parts = [cylinder(2, (0, side * 0.4 * width, -1.0), 0.1, 2.0, Look(STEEL), sides=6) for side in (-1, 1)] + [
+        box((-0.1, 0.1), (-width / 2, width / 2), (0.0, 2.0), {"front": picture, "back": picture, "all": Look(STEEL)})
+    ]
     return Body(parts, (width, 0.3, 4.0))
