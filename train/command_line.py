@@ -17,7 +17,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, exit status 2.
 
-    Takes a script's docstring: its first line is what the command is about, the rest stands below the options in --help.
+    Takes a script's docstring: its first line says what the command does, the rest stands below the options in --help.
     """
 
     def __init__(self, doc: str, **settings):
