@@ -9,7 +9,7 @@ from .runner import Outcome
 from .workload import MODE_NAMES
 
 SPEED, MEMORY = 1.4, 0.5
-EQUAL = 100  # multiples of the dtype's epsilon within which results count as equal
+EQUAL = 256  # multiples of the dtype's epsilon within which results count as equal
 CASE = "documents"  # the size that the claims were made for
 
 

@@ -123,7 +123,8 @@ def _temporal_call(problem: Problem, kind, topology: str, dtype: torch.dtype) ->
 
     leaves = dict(features=features, **dict(module.named_parameters()))
     why_not = "stage 1 chooses its maps on the CPU"
-    return Call(run, leaves, problem.grad.to(dtype), reset, capturable=why_not)
+    jumps = frozenset(name for name in leaves if name.startswith("offset."))
+    return Call(run, leaves, problem.grad.to(dtype), reset, capturable=why_not, jumps=jumps)
 
 
 def _block_table(problem: Problem, topology: str) -> torch.Tensor:

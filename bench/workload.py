@@ -22,6 +22,8 @@ class Call:
     grad: the gradient of the output.
     reset: restores the state that `run` changes; called before each run, untimed.
     capturable: whether a CUDA graph can hold it, or the reason why not.
+    jumps: leaves whose gradient jumps where a sampled location crosses from one cell into the next. There rounding
+        decides on which side it is, so two right results may differ in a few places by more than rounding.
     """
 
     run: Callable[[], torch.Tensor | tuple[torch.Tensor, ...]]
@@ -29,6 +31,7 @@ class Call:
     grad: torch.Tensor
     reset: Callable[[], None] = lambda: None
     capturable: bool | str = True
+    jumps: frozenset[str] = frozenset()
 
     def forward(self) -> tuple[torch.Tensor, ...]:
         outputs = self.run()

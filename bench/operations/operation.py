@@ -75,7 +75,8 @@ def make_workload(operation: Operation, case: str, device: torch.device) -> Work
             made.arguments[name].requires_grad_()
         function = prepare(made)
         leaves = {name: made.arguments[name] for name in made.leaves}
-        return Call(lambda: function(*made.arguments.values()), leaves, made.grad)
+        jumps = frozenset({"offsets"} & leaves.keys())
+        return Call(lambda: function(*made.arguments.values()), leaves, made.grad, jumps=jumps)
 
     def floor(provider, dtype):
         made = inputs(dtype)

@@ -82,6 +82,16 @@ def test_twice_the_plain_error_of_the_same_tensor_is_allowed_and_no_more_than_th
     assert correctness.allowed(torch.float32, 1.0) == correctness.CEILING[torch.float32]
 
 
+def test_a_gradient_that_jumps_is_held_to_the_ceiling_alone():
+    def errors(offset, other=0.0):
+        return correctness.Errors(dict(output=1e-7), dict(offset=offset, other=other), frozenset({"offset"}))
+
+    plain = errors(1e-6, 1e-6)
+    assert errors(9e-4).excess(torch.float32, plain) == "" and errors(9e-4).worst == 1e-7
+    assert "gradient of offset" in errors(2e-3).excess(torch.float32, plain)
+    assert "gradient of other" in errors(0.0, 1e-4).excess(torch.float32, plain)
+
+
 def test_claims_hold():
     assert verdicts(outcome()) == [True] * 4
 
