@@ -1,4 +1,4 @@
-.PHONY: install test bench clean
+.PHONY: help install test bench gpu lint clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -22,6 +22,16 @@ test: $(STAMP)  ## run every test that needs no GPU
 
 bench: $(STAMP)  ## compare V1 with V2: memory, speed, equality
 	$(BIN)/python bench/run.py --compare v1 v2
+
+gpu:  ## on a GPU: its tests, the comparison, every operation against its peers
+	pytest --gpu tests/kernels
+	python bench/run.py --compare v1 v2 v1-fused v2-eager --device cuda
+	for op in multi_depth_warp bev_warp cross_camera_attention window_bias_attention gated_fusion; do \
+		python bench/run.py --op $$op --device cuda || exit 1; done
+
+lint: $(STAMP)  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:  ## remove the environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .benchmarks

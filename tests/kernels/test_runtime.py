@@ -6,6 +6,7 @@ import torch
 from rigfuse.kernels import BackendError, gated_fusion
 from rigfuse.kernels._runtime import backends
 from rigfuse.kernels._runtime.backends import choose_backend
+from support.operations import OPERATIONS, forward_and_gradients
 
 CPU = torch.zeros(2)
 BFLOAT16 = torch.zeros(2, dtype=torch.bfloat16)
@@ -59,3 +60,12 @@ def test_ranges_show_in_the_profiler(device):
         gated_fusion(*inputs, backend="triton").sum().backward()
     names = {event.key for event in profile.key_averages()}
     assert {"rigfuse::gated_fusion", "rigfuse::gated_fusion.backward"} <= names
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_repeats_itself_bit_for_bit(name, device, monkeypatch):
+    monkeypatch.setenv("RIGFUSE_BACKEND", "triton" if device == "cuda" else "torch")
+    call, inputs = OPERATIONS[name](device, torch.float32)
+    first, second = (forward_and_gradients(call, inputs) for _ in range(2))
+    assert all(result.isfinite().all() and result.any() for result in first)
+    assert all(torch.equal(one, other) for one, other in zip(first, second))

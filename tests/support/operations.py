@@ -3,11 +3,14 @@
 import torch
 
 from rigfuse.kernels import (
+    TokenMap,
     bev_warp,
+    bias_softmax,
     cross_camera_attention,
     gated_fusion,
     multi_depth_warp,
     trajectory_importance,
+    window_bias_attention,
 )
 
 
@@ -61,12 +64,33 @@ def trajectory_case(device, dtype):
     return lambda gain: gain * trajectory_importance(points, valid, (28, 50), sigma=3.0), (gain,)
 
 
+def window_case(device, dtype):
+    maps = (TokenMap(32, 32, 5), TokenMap(10, 25, 8))
+    tokens = lambda length: torch.randn(2, length, 4, 32, dtype=dtype, device=device).requires_grad_()  # noqa: E731
+    centers = torch.rand(2, 200, 2, 2, device=device) * 30 - 2
+    weights = torch.rand(2, 200, 2, device=device).mul(2).sub(1).requires_grad_()
+    scale = torch.tensor(2.5, device=device, requires_grad=True)
+    length = sum(m.height * m.width for m in maps)
+    call = lambda q, k, v, w, s: window_bias_attention(q, k, v, centers, w, s, maps=maps)  # noqa: E731
+    return call, (tokens(200), tokens(length), tokens(length), weights, scale)
+
+
+def softmax_case(device, dtype):
+    scores = torch.randn(2, 4, 50, 300, dtype=dtype, device=device).requires_grad_()
+    bias = torch.randn(2, 1, 50, 300, dtype=dtype, device=device).requires_grad_()
+    scale = torch.tensor(1.5, device=device, requires_grad=True)
+    limits = dict(min_scale=0.5, max_scale=5.0, max_bias=2.0)
+    return lambda x, b, s: bias_softmax(x, b, s, **limits), (scores, bias, scale)
+
+
 OPERATIONS = {
     "multi_depth_warp": warp_case,
     "bev_warp": bev_case,
     "cross_camera_attention": attention_case,
     "gated_fusion": fusion_case,
     "trajectory_importance": trajectory_case,
+    "window_bias_attention": window_case,
+    "bias_softmax": softmax_case,
 }
 
 

@@ -103,8 +103,8 @@ def test_mistyped_options_are_told_too(arguments, message, capsys):
 
 
 def test_settings_can_be_looked_at(capsys):
-    run("--config", "completion_v1_tiny", "--print-config", "--data", "/root", "--cfg-options", "losses.ssl=3")
+    run("--config", "completion_v1_tiny", "--print-config", "--data", "/data/nuscenes", "--cfg-options", "losses.ssl=3")
     shown = json.loads(capsys.readouterr().out)
-    assert shown["data"]["root"] == "/root" and shown["losses"]["ssl"] == 3
+    assert shown["data"]["root"] == "/data/nuscenes" and shown["losses"]["ssl"] == 3
     run("--diff-config", "completion_v2", "completion_v2_kv8")
     assert "model.temporal.kv_downsample: 4 → 8" in capsys.readouterr().out
