@@ -36,7 +36,7 @@ def draw_rig(rig: Rig, topology: Topology, path: str | Path, title: str = "") ->
             if other != name:
                 _arrow(axes, anchors[other], anchors[name], f"C{rig.index(other)}")
     limit = _REACH + 2.5
-    axes.set(xlim=(-limit, limit), ylim=(middle[0] - limit, middle[0] + limit), title=title)
+    axes.set(xlim=(-limit, limit), ylim=(float(middle[0]) - limit, float(middle[0]) + limit), title=title)
     axes.set_axis_off()
     figure.savefig(path, dpi=120)
 
