@@ -2,17 +2,20 @@
 
 from dataclasses import dataclass
 
+import torch
+
 CAMERAS = 6
 
 
 @dataclass(frozen=True)
 class Case:
-    """One problem size of stage 1.
+    """One problem size of stage 1, or of a training step of the whole cascade.
 
     image: (height, width) pixels. stride: pixels per feature cell. moments: T, moments of history. missing: cameras
     that are absent now, of the first sample; sample b misses those b places further in the rig's order.
     quick: belongs to `--quick`. heavy: plain PyTorch needs tens of GB; by default on a GPU only. default: measured
-    without being named.
+    without being named. experiment: of train/configs, whose networks a training step at this size has ("" = none); in
+    that scope stride, channels, heads and so on are the experiment's.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Case:
     quick: bool = False
     heavy: bool = False
     default: bool = True
+    experiment: str = "completion_v2"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,9 +67,37 @@ CASES = {
         Case("documents-b2", "batch of 2", batch=2, default=False),
         Case("documents-b4", "batch of 4", batch=4),
         Case("documents-b8", "batch of 8", batch=8),
-        Case("upstream", "1/32 of upstream's 256×704", image=UPSTREAM, quick=True),
-        Case("upstream-fine", "1/8 of upstream's 256×704", image=UPSTREAM, stride=8),
-        Case("fine", "1/8 of 900×1600: plain PyTorch needs tens of GB", stride=8, heavy=True),
-        Case("tiny", "to try the command: 4×6 cells", image=(128, 192), channels=32, heads=2, default=False),
+        Case("upstream", "1/32 of upstream's 256×704", image=UPSTREAM, quick=True, experiment="completion_v2_256x704"),
+        Case("upstream-fine", "1/8 of upstream's 256×704", image=UPSTREAM, stride=8, experiment=""),
+        Case("upstream-half", "1/32 of 128×352", image=(128, 352), default=False, experiment="completion_v2_256x704"),
+        Case("fine", "1/8 of 900×1600: plain PyTorch needs tens of GB", stride=8, heavy=True, experiment=""),
+        Case(
+            "tiny",
+            "to try the command: 4×6 cells",
+            (128, 192),
+            32,
+            32,
+            2,
+            default=False,
+            experiment="completion_v2_tiny",
+        ),
     )
 }
+# Of the scope `step`. At the documents' size plain PyTorch needs tens of GB.
+_QUICK_STEPS, _CPU_STEPS, _GPU_STEPS = ("tiny",), ("upstream-half",), ("documents", "documents-t4", "upstream")
+
+
+def default_cases(scope: str, quick: bool, device: torch.device) -> list[str]:
+    """What is measured in a scope where no case is named."""
+    on_gpu = device.type == "cuda"
+    if scope == "step":
+        return list(_QUICK_STEPS if quick else _GPU_STEPS if on_gpu else _CPU_STEPS)
+    if quick:
+        return [case.name for case in CASES.values() if case.quick]
+    return [case.name for case in CASES.values() if case.default and (on_gpu or not case.heavy)]
+
+
+def suits(scope: str, case: Case, device: torch.device) -> bool:
+    """Whether a case that was named is measured in a scope that was not."""
+    small = device.type == "cuda" or case.name in (*_QUICK_STEPS, *_CPU_STEPS)
+    return scope != "step" or (bool(case.experiment) and small)

@@ -1,4 +1,5 @@
-"""The comparison of V1 with V2: four corners, topology × implementation, on the attention alone and on stage 1."""
+"""The comparison of V1 with V2: four corners, topology × implementation, on the attention alone, on stage 1, and on a
+training step of the whole cascade."""
 
 from dataclasses import dataclass
 
@@ -15,12 +16,14 @@ from .cases import CAMERAS, Case
 from .eager import EagerTemporalCompletion, eager_attention
 from .floors import traffic_floor
 from .geometry import moments
-from .workload import Call, Workload
+from .step import make_step, step_call
+from .workload import STEP, Call, Workload
 
 SUBJECT = "compare"
 SCOPES = dict(
     attention="the attention alone: queries, keys and values in, attended values out",
     temporal="stage 1: warp, attention, decode, fuse",
+    step="one training step of the whole cascade; memory above the weights, the optimiser's state and the images",
 )
 _REFERENCE_QUERIES = 512
 
@@ -178,6 +181,8 @@ def _attention_floor(problem: Problem, topology: str, dtype: torch.dtype):
 def make_workload(
     scope: str, case: Case, timed: tuple[str, ...], device: torch.device, drives: list[Drive]
 ) -> Workload:
+    if scope == "step":
+        return _step_workload(case, timed, device, drives)
     problem = make_problem(case, device, drives)
     if scope == "attention":
         make, kinds, reference = _attention_call, (eager_attention, _fused_attention), reference_attention
@@ -205,4 +210,27 @@ def make_workload(
         floor=floor if scope == "attention" else None,
         sizes=case.sizes,
         keys={provider: listed[topology] * case.cells for provider, topology in GROUPS.items()},
+    )
+
+
+def _step_workload(case, timed, device, drives) -> Workload:
+    step = make_step(case, device, drives)
+    plain = (EagerTemporalCompletion, eager_attention)
+
+    def build(provider, dtype):
+        return step_call(step, PROVIDERS[provider].topology, dtype, None if PROVIDERS[provider].fused else plain)
+
+    return Workload(
+        subject=SUBJECT,
+        scope="step",
+        case=case.name,
+        groups=GROUPS,
+        plain=PLAIN,
+        timed=timed,
+        build=build,
+        build_reference=lambda group: step_call(
+            step, group, torch.float64, (ReferenceTemporalCompletion, reference_attention)
+        ),
+        sizes=case.sizes,
+        modes=(STEP,),
     )

@@ -48,11 +48,12 @@ class Errors:
 
 
 def compute(call: Call, modes: tuple[str, ...]) -> Result:
+    differentiated = any(mode != "fwd" for mode in modes)
     call.reset()
-    with torch.set_grad_enabled("fwd-bwd" in modes):
+    with torch.set_grad_enabled(differentiated):
         outputs = call.forward()
     grads = {}
-    if "fwd-bwd" in modes:
+    if differentiated:
         # A bias's gradient is a sum that may cancel, down to nothing for a key's; the weights' gradients show the same.
         leaves = {name: leaf for name, leaf in call.leaves.items() if leaf.ndim > 1}
         computed = torch.autograd.grad(outputs[0], list(leaves.values()), call.grad, allow_unused=True)

@@ -9,7 +9,7 @@ from ..modules.completion.temporal import MotionCompensatedTemporalCompletion
 _OUTSIDE = -3.0  # a normalised coordinate that grid_sample finds outside every map
 
 
-def eager_warp(features, projection, depths, *, offsets=None, source_index=None):
+def eager_warp(features, projection, depths, *, weights=None, offsets=None, source_index=None):
     """`multi_depth_warp` with `grid_sample`, one plane after another. Returns warped and coverage."""
     height, width = features.shape[2:]
     source = features if source_index is None else features[source_index]
@@ -28,8 +28,13 @@ def eager_warp(features, projection, depths, *, offsets=None, source_index=None)
         grid = sampling_grid(location, p[..., 2] > 0.1)
         planes.append(F.grid_sample(source, grid, align_corners=False))
         covered.append(F.grid_sample(ones, grid.detach(), align_corners=False))
-    warped = torch.stack(planes, dim=1).mean(dim=1).to(features.dtype)
-    return warped, torch.stack(covered, dim=1).mean(dim=1)[:, 0].float()
+    return _blend(planes, weights).to(features.dtype), _blend(covered, weights)[:, 0].detach().float()
+
+
+def _blend(planes, weights):
+    """D planes (N, C, H, W) summed by their weights (N, D, H, W), or their mean."""
+    stacked = torch.stack(planes, dim=1)
+    return stacked.mean(dim=1) if weights is None else (stacked * weights[:, :, None]).sum(dim=1)
 
 
 def eager_bev_warp(features, transform):
@@ -87,9 +92,9 @@ def eager_fusion(original, completed, gate_logits):
 class EagerTemporalCompletion(MotionCompensatedTemporalCompletion):
     """Stage 1 without this toolkit's operations."""
 
-    def _warp(self, features, projection, offsets):
+    def _warp(self, features, projection, offsets, weights):
         with torch.autocast(features.device.type, enabled=False):  # or the geometry would be computed in half precision
-            return eager_warp(features, projection, self.depths, offsets=offsets)
+            return eager_warp(features, projection, self.depths, weights=weights, offsets=offsets)
 
     def _attend(self, query, key, value, block_table, key_mask):
         return eager_attention(query, key, value, block_table, key_mask)

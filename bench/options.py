@@ -11,11 +11,11 @@ import torch
 
 from ..train.data import Drive, open_drives
 from . import compare
-from .cases import CASES
+from .cases import CASES, default_cases, suits
 from .operations import OPERATIONS
 from .operations.operation import PLAIN, SCOPE
 from .results import ResultsError, Row, read
-from .workload import MODES
+from .workload import MODE_NAMES, STEP
 
 DTYPES = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
 DEVICES = ("cpu", "cuda")
@@ -33,8 +33,7 @@ class Request:
 
     subject: str
     providers: tuple[str, ...]
-    scopes: tuple[str, ...]
-    cases: tuple[str, ...]
+    places: tuple[tuple[str, str], ...]  # scope and case, those of a case together
     modes: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype
@@ -46,6 +45,10 @@ class Request:
     earlier: tuple[list[Row], dict] | None
     check_claims: bool
     profile: bool
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(case for _, case in self.places))
 
     @property
     def baseline(self) -> str:
@@ -69,10 +72,10 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--op", metavar="NAME", help="measure one operation against its peers")
     what.add_argument("--list", action="store_true", help="show every provider, scope, case and operation")
     how = parser.add_argument_group("how")
-    how.add_argument("--scope", nargs="+", metavar="SCOPE", help="with --compare (default: attention temporal)")
+    how.add_argument("--scope", nargs="+", metavar="SCOPE", help="with --compare (default: all of them)")
     how.add_argument("--case", nargs="+", metavar="CASE", help="only these cases (default: all that suit the device)")
     how.add_argument("--quick", action="store_true", help="fewer cases and repetitions: about a minute on two cores")
-    how.add_argument("--mode", metavar="MODE", help="fwd or fwd-bwd (default: both)")
+    how.add_argument("--mode", metavar="MODE", help="fwd, fwd-bwd or, in the scope step, step (default: all)")
     how.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: cuda where there is one)")
     how.add_argument(
         "--dtype", metavar="DTYPE", help="float32, float16, bfloat16 (default: float32, on a GPU bfloat16)"
@@ -115,20 +118,24 @@ def resolve(arguments: argparse.Namespace) -> Request:
         raise UsageError("choose one of --compare PROVIDER …, --op NAME, --list; for example --compare v1 v2")
     device = _device(arguments.device)
     if arguments.op is None:
-        subject, available = compare.SUBJECT, CASES
+        subject = compare.SUBJECT
         providers = tuple(choose("provider", name, compare.PROVIDERS) for name in dict.fromkeys(arguments.compare))
-        scopes = tuple(choose("scope", name, compare.SCOPES) for name in arguments.scope or compare.SCOPES)
-        flags = {name: (case.quick, case.heavy, case.default) for name, case in CASES.items()}
+        places = _compared(arguments, device)
     else:
         subject = choose("operation", arguments.op, OPERATIONS)
-        operation, scopes = OPERATIONS[subject], (SCOPE,)
+        operation = OPERATIONS[subject]
         for option in ("scope", "data"):
             if getattr(arguments, option):
                 raise UsageError(f"--{option} goes with --compare, not with --op")
-        available = operation.cases
         providers = (PLAIN, *(name for name in operation.providers if name != PLAIN))
-        flags = {name: (name in operation.quick, name in operation.heavy, name != "tiny") for name in available}
-    cases = [name for name, flag in flags.items() if _belongs(*flag, arguments, device)]
+        flags = {name: (name in operation.quick, name in operation.heavy, name != "tiny") for name in operation.cases}
+        cases = [name for name, flag in flags.items() if _belongs(*flag, arguments, device)]
+        places = [(SCOPE, choose("case", name, operation.cases)) for name in arguments.case or cases]
+    if arguments.mode:
+        mode = choose("mode", arguments.mode, MODE_NAMES)
+        places = [place for place in places if (place[0] == "step") == (mode == STEP)]
+        if not places:
+            raise UsageError(f"--mode {mode}: the scope step has the mode step and no other; nothing else has it")
     if arguments.check_claims and not {"v1", "v2"} <= set(providers):
         raise UsageError("--check-claims needs --compare v1 v2")
     if arguments.profile and (arguments.check_claims or arguments.against):
@@ -137,9 +144,8 @@ def resolve(arguments: argparse.Namespace) -> Request:
     return Request(
         subject=subject,
         providers=providers,
-        scopes=tuple(dict.fromkeys(scopes)),
-        cases=tuple(dict.fromkeys(choose("case", name, available) for name in arguments.case or cases)),
-        modes=(choose("mode", arguments.mode, MODES),) if arguments.mode else MODES,
+        places=tuple(dict.fromkeys(places)),
+        modes=(mode,) if arguments.mode else tuple(MODE_NAMES),
         device=device,
         dtype=DTYPES[dtype],
         effort=QUICK if arguments.quick else THOROUGH,
@@ -151,6 +157,19 @@ def resolve(arguments: argparse.Namespace) -> Request:
         check_claims=arguments.check_claims,
         profile=arguments.profile,
     )
+
+
+def _compared(arguments, device) -> list[tuple[str, str]]:
+    """Scope and case of everything to compare, case by case."""
+    named = {choose("scope", name, compare.SCOPES) for name in arguments.scope or ()}
+    scopes = [name for name in compare.SCOPES if not named or name in named]
+    cases = {scope: default_cases(scope, arguments.quick, device) for scope in scopes}
+    if arguments.case:
+        given = [choose("case", name, CASES) for name in arguments.case]
+        cases = {scope: [c for c in given if scope in named or suits(scope, CASES[c], device)] for scope in scopes}
+    places = [(scope, case) for scope in scopes for case in cases[scope]]
+    order = list(dict.fromkeys(arguments.case or CASES))
+    return sorted(places, key=lambda place: order.index(place[1]))
 
 
 def _belongs(quick, heavy, default, arguments, device):

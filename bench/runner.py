@@ -9,7 +9,7 @@ from . import correctness, measure
 from .floors import Machine
 from .memory import peak_bytes
 from .results import Row
-from .workload import Call, Unavailable, Workload
+from .workload import STEP, Call, Unavailable, Workload
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ class Runner:
         return call, correctness.compute(call, modes)
 
     def _judge(self, workload, provider, error: correctness.Errors, plain: correctness.Errors | None) -> bool:
-        for mode, tensors in (("fwd", error.outputs), ("fwd-bwd", error.grads)):
+        of_modes = [("fwd", error.outputs), ("fwd-bwd", error.grads)]
+        for mode, tensors in [(STEP, error.tensors)] if STEP in workload.modes else of_modes:
             if tensors:
                 self._row(workload, provider, mode, "error", list(tensors.values()), max(tensors.values()))
         excess = error.excess(self.settings.dtype, plain)

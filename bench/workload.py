@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-MODE_NAMES = {"fwd": "forward", "fwd-bwd": "forward + backward"}
-MODES = tuple(MODE_NAMES)
+MODES, STEP = ("fwd", "fwd-bwd"), "step"
+MODE_NAMES = {"fwd": "forward", "fwd-bwd": "forward + backward", STEP: "one step"}
 
 
 class Unavailable(Exception):
@@ -66,7 +66,7 @@ class Workload:
     floor(provider, dtype): the least that must be moved and computed, where that is known.
     sizes: the axes on which this case can be plotted, and its place there.
     keys: provider → cells that one missing camera attends to, before they are pooled.
-    modes: those that exist; an operation without gradients has "fwd" only.
+    modes: those that exist; an operation without gradients has "fwd" only, a training step "step" only.
     """
 
     subject: str

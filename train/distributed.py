@@ -51,6 +51,11 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether this is how a collective ends when another rank is gone or does not come in time."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
 def wait_for_all() -> None:
     if dist.is_initialized():
         dist.barrier()

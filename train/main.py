@@ -19,7 +19,7 @@ from rigfuse.train import checkpoint
 from rigfuse.train.command_line import Parser
 from rigfuse.train.config import Experiment, apply_options, diff, dumps, to_dict, update
 from rigfuse.train.configs import EXPERIMENTS, experiment
-from rigfuse.train.distributed import World, wait_for_all, world
+from rigfuse.train.distributed import World, is_lost_rank, wait_for_all, world
 from rigfuse.train.trainer import Trainer, TrainingError, load_weights
 
 
@@ -82,6 +82,11 @@ def train(settings: Experiment, folder: Path, here: World, chosen: argparse.Name
         trainer.fit()
     except TrainingError as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if here.size == 1 or not is_lost_rank(error):
+            raise
+        where = f"rank {here.rank} lost another rank in the step after {trainer.counters.step}"
+        sys.exit(f"error: {where}; --resume auto continues from the last checkpoint ({str(error).splitlines()[0]})")
 
 
 def evaluate(settings: Experiment, folder: Path, here: World, state: dict, source: str) -> None:

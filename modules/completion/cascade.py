@@ -55,6 +55,8 @@ class CompletionCascade(nn.Module):
         temporal: stage 1, at the scale whose stride it names.
         vae: stage 2. Runs in training, and in place of stage 1 where a sample has no history at all.
         planning: stage 3.
+        trajectory_dropout: share of the training samples that have no trajectory, as in inference: or the coarse path
+            would never learn to complete the cells that the vehicle is about to drive over.
     """
 
     def __init__(
@@ -64,12 +66,15 @@ class CompletionCascade(nn.Module):
         temporal: MotionCompensatedTemporalCompletion | None = None,
         vae: PVReconVAE | None = None,
         planning: PlanningGuidedCompletion | None = None,
+        *,
+        trajectory_dropout: float = 0.5,
     ):
         super().__init__()
         if temporal is not None and temporal.stride not in backbone.strides:
             raise ValueError(f"temporal.stride is {temporal.stride}, the backbone has strides {backbone.strides}")
         self.backbone, self.dropout = backbone, dropout
         self.temporal, self.vae, self.planning = temporal, vae, planning
+        self.trajectory_dropout = trajectory_dropout
 
     def extract(self, images: torch.Tensor) -> list[torch.Tensor]:
         """(B, V, 3, H, W) → for each stride (B, V, C, h, w), maps in channels_last memory format."""
@@ -94,13 +99,19 @@ class CompletionCascade(nn.Module):
                 teacher = self.extract(present)
                 earlier = window.images[:, :-1].unbind(1) if self.temporal is not None else ()
                 history = [self.extract(images)[self.temporal_scale] for images in earlier]
-        trajectory = window.trajectory if self.training else None
+        trajectory = self._with_dropout(window.trajectory) if self.training else None
         features, importance, losses = self.complete(
             original, history, missing, window.frames, trajectory=trajectory, teacher=teacher
         )
         if self.training:
             losses = {**losses, **consistency_losses(features, teacher, missing, importance)}
         return CascadeOutput(features, original, missing, teacher, importance, losses)
+
+    def _with_dropout(self, trajectory):
+        if trajectory is None:
+            return None
+        dropped = torch.rand(len(trajectory), dtype=torch.float32) < self.trajectory_dropout
+        return trajectory.masked_fill(dropped.to(trajectory.device)[:, None, None], torch.nan)
 
     @property
     def temporal_scale(self) -> int:

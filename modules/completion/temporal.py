@@ -61,7 +61,7 @@ class MotionCompensatedTemporalCompletion(nn.Module):
         cameras: names of the V cameras in the order of the feature maps.
         topology: which cameras a missing one attends to: "global" (V1), "neighbours" (V2), "own", or any `Topology`.
         heads: attention heads.
-        depths: hypotheses at which the history is warped, metres.
+        depths: hypotheses at which the history is warped, metres; how much each counts is learned for every cell.
         queue_length: moments of history.
         kv_downsample: side of the square of warped cells that is averaged into one key.
         stride: image pixels per feature cell.
@@ -102,6 +102,7 @@ class MotionCompensatedTemporalCompletion(nn.Module):
 
         self.attention = CameraAttention(channels, len(self.cameras), heads=heads, backend=backend)
         self.offset = nn.Conv2d(channels, 2, 3, padding=1)
+        self.depth = nn.Conv2d(channels, len(depths), 3, padding=1)
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
             nn.GroupNorm(1, channels),
@@ -113,7 +114,7 @@ class MotionCompensatedTemporalCompletion(nn.Module):
             nn.Conv2d(2 * channels, channels // 4, 1), nn.GELU(), nn.Conv2d(channels // 4, 1, 3, padding=1)
         )
         # Training starts from the rigid warp of the camera's own past, and an open gate.
-        for layer in (self.offset, self.attention.out, self.decoder[-1]):
+        for layer in (self.offset, self.depth, self.attention.out, self.decoder[-1]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         nn.init.constant_(self.gate[-1].bias, 3.0)
@@ -231,17 +232,20 @@ class MotionCompensatedTemporalCompletion(nn.Module):
             stride=self.stride,
         )
         features = past.features.flatten(0, 1)[maps.to(past.features.device)]
-        refine = self.offset(features.to(self.offset.weight.dtype))
-        offsets = self.max_offset * torch.tanh(refine.float())  # (Nt, 2, H, W), (x, y)
-        return self._warp(features, projection.to(features.device), offsets.movedim(1, -1)[:, None])
+        maps = features.to(self.offset.weight.dtype)
+        offsets = self.max_offset * torch.tanh(self.offset(maps).float())  # (Nt, 2, H, W), (x, y)
+        weights = self.depth(maps).float().softmax(dim=1)  # (Nt, D, H, W)
+        return self._warp(features, projection.to(features.device), offsets.movedim(1, -1)[:, None], weights)
 
     def _pool(self, maps):
         return F.avg_pool2d(maps, self.kv_downsample, ceil_mode=True, count_include_pad=False)
 
     # The three places where the work is, overridden by the benchmark's baselines.
 
-    def _warp(self, features, projection, offsets):
-        return multi_depth_warp(features, projection, self.depths, offsets=offsets, backend=self.backend)
+    def _warp(self, features, projection, offsets, weights):
+        return multi_depth_warp(
+            features, projection, self.depths, weights=weights, offsets=offsets, backend=self.backend
+        )
 
     def _attend(self, query, key, value, block_table, key_mask):
         return cross_camera_attention(query, key, value, block_table, key_mask=key_mask, backend=self.backend)

@@ -31,7 +31,7 @@ def test_compare_writes_results_a_report_and_a_picture(tmp_path, capsys):
     measured = {(row["scope"], row["provider"], row["mode"], row["metric"]) for row in rows}
     for scope in compare.SCOPES:
         for provider in ("v1", "v2"):
-            for mode in ("fwd", "fwd-bwd"):
+            for mode in ("step",) if scope == "step" else ("fwd", "fwd-bwd"):
                 for metric in ("time_ms", "peak_bytes", "error"):
                     assert (scope, provider, mode, metric) in measured
     assert {row["metric"] for row in rows} <= set(METRICS)
@@ -47,6 +47,40 @@ def test_compare_writes_results_a_report_and_a_picture(tmp_path, capsys):
     again = tmp_path / "again"
     assert command("--compare", "v2", "--scope", "attention", "--mode", "fwd", "--against", out, "--out", again) == 0
     assert f"Against {out}" in (again / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, device, expected",
+    [
+        ("", "cpu", {"upstream-half"}),
+        ("", "cuda", {"documents", "documents-t4", "upstream"}),
+        ("--quick", "cuda", {"tiny"}),
+        ("--case documents tiny fine", "cpu", {"tiny"}),  # the documents' size on a CPU: where both are named
+        ("--case documents tiny fine", "cuda", {"documents", "tiny"}),
+        ("--case documents fine --scope step", "cpu", {"documents", "fine"}),
+        ("--case documents --mode fwd", "cuda", set()),
+        ("--mode step", "cpu", {"upstream-half"}),
+    ],
+)
+def test_where_a_training_step_is_measured(arguments, device, expected, monkeypatch):
+    monkeypatch.setattr(options, "_device", lambda name: torch.device(device))
+    request = options.resolve(options.parse(["--compare", "v1", "v2", *arguments.split()]))
+    assert {case for scope, case in request.places if scope == "step"} == expected
+    others = {scope for scope, _ in request.places} - {"step"}
+    assert others == (set() if "step" in arguments else {"attention", "temporal"})
+
+
+def test_a_training_step_that_no_experiment_has_is_told(tmp_path):
+    out = tmp_path / "out"
+    assert run.main(["--compare", "v2", "--case", "fine", "--scope", "step", "--device", "cpu", "--out", str(out)]) == 1
+    assert "no training step at this size" in (out / "report.md").read_text()
+
+
+def test_what_is_only_expected_does_not_fail(tmp_path, monkeypatch):
+    expected = run.claims.Claim("text", "figure", False, expected=True)
+    monkeypatch.setattr(run.claims, "judge", lambda *arguments: [expected])
+    arguments = ("--compare", "v1", "v2", "--scope", "attention", "--mode", "fwd", "--check-claims")
+    assert command(*arguments, "--out", tmp_path / "out") == 0
 
 
 def test_an_operation_against_its_peers(tmp_path, monkeypatch):
@@ -123,6 +157,8 @@ def test_list_shows_everything(capsys):
         ("--op bev_warp --case static", "no case 'static', did you mean static-bev?"),
         ("--comprae v1 v2", "no option '--comprae', did you mean --compare?"),
         ("--compare v1 --mode bwd", "no mode 'bwd', did you mean fwd?"),
+        ("--compare v1 --scope step --mode fwd", "--mode fwd: the scope step has the mode step and no other"),
+        ("--op bev_warp --mode step", "--mode step: the scope step has the mode step and no other"),
         ("--compare v1 --device xyz", "no device 'xyz'; choose from cpu, cuda"),
         ("--compare v1 --dtype half", "no dtype 'half'"),
         ("--compare v1 --data nowhere", "--data: nowhere is not a folder"),

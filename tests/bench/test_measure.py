@@ -105,6 +105,19 @@ def test_each_claim_can_fail(change, place):
     assert verdicts(outcome(**change)) == [number != place for number in range(4)]
 
 
+@pytest.mark.parametrize("v2_time, v2_peak, holds", [(1.0, 60.0, [True, True]), (1.4, 80.0, [False, False])])
+def test_what_the_documents_expect_of_a_training_step(v2_time, v2_peak, holds):
+    found = outcome()
+    assert not any(claim.expected for claim in claims.judge(found, ["documents"], ["fwd", "step"], EPSILON))
+    found.sizes["step", "tiny"] = {}
+    place = dict(mode="step", case="tiny", scope="step")
+    found.rows += [row("v1", "time_ms", [1.5], **place), row("v2", "time_ms", [v2_time], **place)]
+    found.rows += [row("v1", "peak_bytes", [100.0], **place), row("v2", "peak_bytes", [v2_peak], **place)]
+    judged = claims.judge(found, ["documents"], ["fwd", "step"], EPSILON)
+    assert [claim.holds for claim in judged if claim.expected] == holds
+    assert [claim.holds for claim in judged if not claim.expected] == [True] * 4
+
+
 def test_a_wrong_result_refutes_equality_and_what_is_absent_is_not_measured():
     found = outcome()
     found.skipped.append(Skipped("temporal", "documents", "v2", "wrong result", wrong=True))

@@ -3,16 +3,18 @@
 import ctypes
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
 
-from rigfuse.bench import compare, correctness
+from rigfuse.bench import compare, correctness, step
 from rigfuse.bench.cases import CASES, Case
 from rigfuse.bench.eager import eager_attention, eager_warp
 from rigfuse.bench.geometry import moments
 from rigfuse.bench.operations import OPERATIONS, cuda_warp, make_workload
 from rigfuse.bench.workload import MODES, Unavailable
+from rigfuse.train.configs import experiment
 from rigfuse.train.data import open_drives
 
 CPU = torch.device("cpu")
@@ -24,7 +26,7 @@ def drives():
     return open_drives(None)
 
 
-@pytest.mark.parametrize("scope", compare.SCOPES)
+@pytest.mark.parametrize("scope", ["attention", "temporal"])
 def test_outputs_and_gradients_are_equal_where_the_topologies_are(scope, drives):
     workload = compare.make_workload(scope, SMALL, ("v1", "v2"), CPU, drives)
     results = {name: correctness.compute(workload.build(name, torch.float64), MODES) for name in workload.groups}
@@ -36,10 +38,56 @@ def test_outputs_and_gradients_are_equal_where_the_topologies_are(scope, drives)
     assert len(results["v1"].grads) >= 3 and all(grad.abs().max() > 0 for grad in results["v1"].grads.values())
 
 
-def test_a_call_gives_the_same_every_time(drives):
-    call = compare.make_workload("temporal", SMALL, ("v2",), CPU, drives).build("v2", torch.float32)
+@pytest.mark.parametrize("scope, case", [("temporal", SMALL), ("step", CASES["tiny"])])
+def test_a_call_gives_the_same_every_time(scope, case, drives):
+    call = compare.make_workload(scope, case, ("v2",), CPU, drives).build("v2", torch.float32)
+    assert call.jumps and call.jumps < call.leaves.keys()
     first, second = (correctness.compute(call, MODES) for _ in range(2))
     assert correctness.errors(first, second).worst == 0
+
+
+def test_a_training_step_has_the_losses_of_its_topology_whatever_computes_it(drives):
+    """Losses and gradients are equal since all draw the same noise, in float64 too; the losses are float32."""
+    case = replace(CASES["tiny"], batch=2, moments=2, missing=(0, 3))
+    workload = compare.make_workload("step", case, ("v1", "v2"), CPU, drives)
+    results = {name: correctness.compute(workload.build(name, torch.float64), ("step",)) for name in workload.groups}
+    assert correctness.errors(results["v1-fused"], results["v1"]).worst < 1e-5
+    assert correctness.errors(results["v2"], results["v2-eager"]).worst < 1e-5
+    assert correctness.errors(results["v1"], results["v2"]).worst > 1e-3
+    reference = correctness.compute(workload.build_reference("neighbours"), ("step",))
+    single = correctness.compute(workload.build("v2", torch.float32), ("step",))
+    assert max(correctness.errors(single, reference).outputs.values()) < 1e-5
+    assert len(results["v2"].outputs) == 1 + len({"ssl", "vae_rec", "vae_kl", "planning_guided"})
+    frozen = {name for name in results["v2"].grads if name.startswith("backbone")}
+    stages = {name.split(".")[0] for name, grad in results["v2"].grads.items() if grad.abs().max() > 0}
+    assert not frozen and stages == {"temporal", "vae", "planning"}
+
+
+def test_the_reference_of_a_training_step_draws_the_noise_of_float32():
+    like = torch.zeros(2, 8, 4, 6)
+    torch.manual_seed(1)
+    single = torch.randn_like(like)
+    torch.manual_seed(1)
+    with step.NoiseOfFloat32():
+        double = torch.randn_like(like.double())
+    assert double.dtype == torch.float64 and torch.equal(double, single.double())
+
+
+def test_a_training_step_updates_the_weights_as_the_experiment_says(drives):
+    """AdamW's first step in closed form: lr against the sign of the gradient, after the decay."""
+    call = compare.make_workload("step", CASES["tiny"], ("v2",), CPU, drives).build("v2", torch.float32)
+    grads = correctness.compute(call, ("step",)).grads
+    before = {name: call.leaves[name].detach().clone() for name in grads}
+    call.reset()
+    losses = call.step("step")
+    assert all(loss.isfinite() and not loss.requires_grad for loss in losses)
+    optim = experiment("completion_v2_tiny").optim
+    for name, grad in grads.items():
+        clear = grad.abs() > 1e-5  # far above AdamW's epsilon
+        expected = before[name] * (1 - optim.lr * optim.weight_decay) - optim.lr * grad.sign().float()
+        torch.testing.assert_close(call.leaves[name][clear], expected[clear], rtol=1e-4, atol=1e-5, msg=name)
+        assert call.leaves[name].grad is None
+    assert sum(int((grad.abs() > 1e-5).sum()) for grad in grads.values()) > 10_000
 
 
 def test_v2_reads_half_of_the_keys(drives):

@@ -132,8 +132,20 @@ def test_missing_cameras_borrow_from_present_ones_only(window):
     assert not torch.equal(stage([changed], missing, window.frames[-1])[0][0][0, FRONT], first[0, FRONT])
 
 
+def test_a_share_of_the_training_samples_has_no_trajectory(window):
+    frames = [RigFrame.cat([frame, frame]) for frame in window.frames]
+    batch = RigWindow(window.images.repeat(2, 1, 1, 1, 1, 1), frames, window.trajectory.repeat(2, 1, 1))
+    seen = {}
+    for share in (0.0, 0.5, 1.0):
+        model = cascade(trajectory_dropout=share).train()
+        torch.manual_seed(0)  # at a half, the first sample loses its trajectory and the second keeps it
+        importance = model(batch, drop=["CAM_FRONT"]).importance[0]
+        seen[share] = [bool(own.any()) for own in importance]
+    assert seen == {0.0: [True, True], 0.5: [False, True], 1.0: [False, False]}
+
+
 def test_cascade_trains_every_stage(window):
-    model = cascade().train()
+    model = cascade(trajectory_dropout=0.0).train()
     output = model(window, drop=["CAM_FRONT"])
     assert set(output.losses) == {"ssl", "vae_rec", "vae_kl", "planning_guided"}
     assert output.missing.nonzero().tolist() == [[0, FRONT]]

@@ -80,9 +80,9 @@ def test_v2_reads_and_warps_only_what_its_table_names(frames):
     warped = []
 
     class Counting(V2):
-        def _warp(self, features, projection, offsets):
+        def _warp(self, features, *geometry):
             warped.append(features)
-            return super()._warp(features, projection, offsets)
+            return super()._warp(features, *geometry)
 
     module = with_noise(Counting(**SMALL))
     history, features, missing = maps(), maps(), missing_cameras((1, FRONT))
@@ -151,8 +151,8 @@ def test_a_standing_vehicle_is_reminded_of_what_it_saw(frames):
     seen = {}
 
     class Watching(V1):
-        def _warp(self, features, projection, offsets):
-            warped, coverage = super()._warp(features, projection, torch.zeros_like(offsets))
+        def _warp(self, features, projection, offsets, weights):
+            warped, coverage = super()._warp(features, projection, torch.zeros_like(offsets), weights)
             seen.update(warped=warped, coverage=coverage)
             return warped, coverage
 

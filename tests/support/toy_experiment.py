@@ -18,7 +18,7 @@ from rigfuse.train.distributed import sum_over_ranks
 class ToyModel:
     width: int = 8
     dropout: float = 0.1
-    fault: str = ""  # "kind@rank:step": nan, raise, sigterm, sigterm-parent, sigterm-group
+    fault: str = ""  # "kind@rank:step": nan, raise, sigkill, sigterm, sigterm-parent, sigterm-group
 
 
 @dataclass
@@ -119,7 +119,9 @@ class ToyNetwork(nn.Module):
 
 
 def _terminate(kind):
-    """SIGTERM to this process, to torchrun above it, or from outside to this process and its loaders' workers."""
+    """SIGKILL to this process; SIGTERM to it, to torchrun above it, or from outside to it and its loaders' workers."""
+    if kind == "sigkill":
+        os.kill(os.getpid(), signal.SIGKILL)
     if kind == "sigterm-group":
         processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
         subprocess.run(["kill", *map(str, processes)], check=True)

@@ -38,3 +38,14 @@ def ddad(ddad_root):
     from rigfuse.train.data import open_drives
 
     return open_drives(ddad_root)
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory):
+    """A generated world: one drive to train on, one to evaluate on, three key frames each, two scans between them."""
+    from rigfuse.train.data.world import WorldSettings, make_world
+
+    pytest.importorskip("nuscenes", reason="needs nuscenes-devkit: pip install 'rigfuse[nuscenes]'")
+    root = tmp_path_factory.mktemp("small-world") / "made"
+    make_world(root, WorldSettings(scenes=2, samples=3, width=64, sweeps=2), workers=0)
+    return root

@@ -66,7 +66,7 @@ def test_the_past_is_worth_less_when_the_vehicle_moves(model):
 def run_of(name: str, seed: int, error: float, speed: float, memory: float) -> Run:
     settings = experiment(name)
     settings.run.seed = seed
-    line = {"step": 10, "speed/it_per_s": speed, "memory/peak_mib": memory, "loss": 1.0, "val/ssl": 0.5}
+    line = {"step": 10, "speed/it_per_s": speed, "memory/peak_mib": memory, "loss": 1.0, "val/relative_l2": 0.5}
     scores = [
         Score(camera, method, 16, error, 0.9, error, 0.9)
         for camera in NUSCENES_CAMERAS

@@ -21,7 +21,7 @@ def test_every_experiment_survives_json_and_has_a_tiny_sibling(name):
     made = experiment(name)
     assert made.name == name and update(experiment(name), json.loads(dumps(made))) == made
     assert name.endswith("_tiny") or f"{name}_tiny" in EXPERIMENTS
-    assert made.metric in ("ssl",)
+    assert made.metric in ("relative_l2",)
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.endswith("_tiny")])
@@ -50,14 +50,14 @@ def test_train_resume_and_evaluate_from_the_command_line(tmp_path, capsys):
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     trained = [line for line in records if "loss" in line]
     assert trained[-1]["losses/ssl"] < 0.7 * trained[0]["losses/ssl"]
-    assert records[-1]["val/ssl"] < 0.6 * records[-1]["val/ssl_uncompleted"]
+    assert records[-1]["val/relative_l2"] < 0.9 * records[-1]["val/relative_l2_none"]
     assert json.loads((folder / "config.json").read_text())["run"]["deterministic"] is True
     capsys.readouterr()
 
     run("--eval-only", str(folder / "checkpoints" / "best.pt"))
     torch.use_deterministic_algorithms(False)
     figures = json.loads(capsys.readouterr().out)
-    assert figures["ssl"] == pytest.approx(records[-1]["val/ssl"], rel=1e-6)
+    assert figures["relative_l2"] == pytest.approx(records[-1]["val/relative_l2"], rel=1e-6)
 
     with pytest.raises(SystemExit, match="holds a run already; --resume auto continues it"):
         run("--config", "completion_v2_tiny", "--work-dir", str(folder))

@@ -1,11 +1,18 @@
 """Images are moved as `ImageAugmentation.matrix` says."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from rigfuse.modules.rig import ImageAugmentation
-from rigfuse.train.data.images import augment_image, load_image
+from rigfuse.train.data.images import augment_image, normalised
+
+
+def picture(brightness):
+    """(H, W) in [0, 1] → a grey PIL image."""
+    return Image.fromarray(brightness.mul(255).round().byte()[..., None].expand(-1, -1, 3).numpy())
+
 
 AUGMENTATIONS = [
     ImageAugmentation(),
@@ -22,8 +29,8 @@ AUGMENTATIONS = [
 @pytest.mark.parametrize("spot", [(83.3, 61.6), (61.0, 48.5)])
 def test_a_spot_lands_where_the_matrix_says(augmentation, spot):
     v, u = torch.meshgrid(torch.arange(121.0), torch.arange(160.0), indexing="ij")
-    image = torch.exp(-((u - spot[0]) ** 2 + (v - spot[1]) ** 2) / (2 * 3.0**2)).expand(3, 121, 160)
-    augmented = augment_image(image, augmentation)[0]
+    image = torch.exp(-((u - spot[0]) ** 2 + (v - spot[1]) ** 2) / (2 * 3.0**2))
+    augmented = torch.from_numpy(np.array(augment_image(picture(image), augmentation)))[..., 0].double()
     assert augmented.T.shape == augmentation.size(160, 121)
     v, u = torch.meshgrid(*(torch.arange(float(n)) for n in augmented.shape), indexing="ij")
     found = torch.stack([(u * augmented).sum(), (v * augmented).sum()]) / augmented.sum()
@@ -32,15 +39,21 @@ def test_a_spot_lands_where_the_matrix_says(augmentation, spot):
 
 
 def test_outside_the_image_is_black():
-    augmented = augment_image(torch.ones(3, 4, 6), ImageAugmentation(crop=(-2, -1, 10, 6)))
-    assert augmented.sum() == 3 * 4 * 6 and (augmented[:, 1:5, 2:8] == 1).all()
+    augmented = np.array(augment_image(picture(torch.ones(4, 6)), ImageAugmentation(crop=(-2, -1, 10, 6))))
+    assert augmented.sum() == 255 * 3 * 4 * 6 and (augmented[1:5, 2:8] == 255).all()
 
 
-def test_load_image(tmp_path):
-    picture = Image.new("RGB", (5, 3))
-    picture.putpixel((4, 1), (255, 51, 0))
-    picture.save(tmp_path / "a.png")
-    image = load_image(tmp_path / "a.png")
-    assert image.shape == (3, 3, 5) and image.dtype == torch.float32
-    torch.testing.assert_close(image[:, 1, 4], torch.tensor([1, 0.2, 0]))
-    assert image.sum() == pytest.approx(1.2)
+def test_a_much_larger_jpeg_is_the_same_picture(tmp_path):
+    """It is decoded at a part of its size; nothing may move."""
+    v, u = torch.meshgrid(torch.arange(360.0), torch.arange(640.0), indexing="ij")
+    image = picture(torch.sin(u / 23) * torch.cos(v / 31) / 2 + 0.5)
+    image.save(tmp_path / "a.jpg", quality=98)
+    small = ImageAugmentation(resize=0.15, crop=(3, 2, 90, 50))
+    from_file = np.array(augment_image(Image.open(tmp_path / "a.jpg"), small)).astype(float)
+    assert np.abs(from_file - np.array(augment_image(image, small))).max() < 4
+
+
+def test_normalised_bytes():
+    images = torch.tensor([0, 255], dtype=torch.uint8).expand(2, 3, 1, 2)
+    expected = torch.tensor([[-2.1179, 2.2489], [-2.0357, 2.4286], [-1.8044, 2.6400]])[:, None].expand(2, 3, 1, 2)
+    torch.testing.assert_close(normalised(images), expected, atol=1e-4, rtol=0)

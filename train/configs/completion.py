@@ -64,6 +64,13 @@ def completion_v2_queue1() -> CompletionExperiment:
     return experiment
 
 
+def completion_v2_far() -> CompletionExperiment:
+    """A third hypothesis for what is too far to move."""
+    experiment = completion_v2()
+    experiment.model.temporal.depths = (10.0, 30.0, 200.0)
+    return experiment
+
+
 def _upstream(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
     """At the size of SparseDrive's released model: 256×704, strides 4 to 32."""
     experiment = make()
@@ -83,11 +90,13 @@ def _tiny(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
     model.channels, model.backbone.resnet, model.backbone.strides = 64, "tiny", (8, 16)
     model.temporal.stride, model.temporal.kv_downsample = 16, max(1, model.temporal.kv_downsample // 4)
     model.temporal.heads = model.planning.heads = 4
+    model.temporal.depths = (10.0, 30.0, 200.0)  # at this size most of what is seen is too far to move
+    model.dropout.p_missing = 1.0
     model.temporal.queue_length = data.history
     model.planning.kv_downsample, model.planning.sigma, model.vae.latent = 2, 16.0, 16
-    experiment.optim.lr, experiment.schedule.warmup_steps = 2e-3, 20
-    experiment.loader.batch_size, experiment.loader.workers = 2, 0
-    run.epochs, run.log_steps, run.amp = 4, 10, "float32"
+    experiment.optim.lr, experiment.schedule.warmup_steps = 5e-3, 20
+    experiment.loader.batch_size, experiment.loader.workers = 4, 0
+    run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 18, 6, 10, "float32"
     return experiment
 
 
@@ -100,6 +109,7 @@ _FULL = (
     completion_v2_no_planning,
     completion_v2_kv8,
     completion_v2_queue1,
+    completion_v2_far,
 )
 EXPERIMENTS: dict[str, Callable[[], CompletionExperiment]] = {make.__name__: make for make in _FULL}
 EXPERIMENTS |= {f"{make.__name__}_256x704": partial(_upstream, make) for make in (completion_v1, completion_v2)}

@@ -1,18 +1,22 @@
 """What every source of driving data gives: drives, their moments, and annotated boxes."""
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from ...modules.rig import Rig, RigFrame
-from .images import load_image
 
 # Signs of the corners (x forward, y left, z up): the front face, then the back face.
 _CORNERS = torch.tensor(
     [[x, y, z] for x in (1, -1) for y, z in ((1, 1), (-1, 1), (-1, -1), (1, -1))], dtype=torch.float64
 )
+_ROW = 5 * 4  # bytes of a LiDAR point: x, y, z, intensity, ring as float32
+_EGO_REACH = 1.0  # metres: points nearer than this in x and in y have hit the ego car
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +30,8 @@ class Box:
             `Moment.boxes` and the ego's in `Moment.ego_boxes`.
         size: (length, width, height), metres.
         token: of the annotation, empty where there is none.
+        velocity: (3,) float64 m/s over the ground, along the axes of `frame`; NaN = unknown.
+        num_points: LiDAR and radar points in it, None = not counted.
     """
 
     instance: str
@@ -33,6 +39,8 @@ class Box:
     frame_T_box: torch.Tensor
     size: tuple[float, float, float]
     token: str = ""
+    velocity: torch.Tensor = field(default_factory=lambda: torch.full((3,), torch.nan, dtype=torch.float64))
+    num_points: int | None = None
 
     @property
     def center(self) -> torch.Tensor:
@@ -46,7 +54,42 @@ class Box:
 
     def moved(self, other_T_frame: torch.Tensor) -> "Box":
         """The same box in another frame."""
-        return replace(self, frame_T_box=other_T_frame @ self.frame_T_box)
+        velocity = other_T_frame[:3, :3] @ self.velocity
+        return replace(self, frame_T_box=other_T_frame @ self.frame_T_box, velocity=velocity)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """One scan of the LiDAR.
+
+    Args:
+        path: where its file should be: rows of five float32, x, y, z in the LiDAR frame, intensity (0 … 255), ring.
+        ego_T_lidar: (4, 4) float64, the LiDAR frame at the scan's own time to the reference ego frame of the key frame.
+        lag: seconds before the key frame's own scan.
+    """
+
+    path: Path
+    ego_T_lidar: torch.Tensor
+    lag: float
+
+    def points(self) -> torch.Tensor:
+        """(P, 5) float32: x, y, z in the reference ego frame (metres), intensity in [0, 1], lag (seconds).
+
+        Points on the ego car itself and those that are not finite are left out.
+
+        Raises:
+            OSError: no file, or one that is empty or ends within a point; `filename` is its path.
+        """
+        content = self.path.read_bytes()
+        if not content or len(content) % _ROW:
+            reason = f"{len(content)} bytes, a scan needs a positive multiple of {_ROW}"
+            raise OSError(errno.EIO, reason, str(self.path))
+        rows = np.frombuffer(content, "<f4").reshape(-1, 5)
+        on_ego = (np.abs(rows[:, :2]) < _EGO_REACH).all(axis=1)
+        rows = torch.from_numpy(rows[~on_ego & np.isfinite(rows).all(axis=1)])
+        rotation, translation = self.ego_T_lidar[:3, :3].float(), self.ego_T_lidar[:3, 3].float()
+        xyz = rows[:, :3] @ rotation.T + translation
+        return torch.cat([xyz, rows[:, 3:4] / 255, rows.new_full((len(rows), 1), self.lag)], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +105,7 @@ class Moment:
         boxes: annotations in the world frame.
         images: camera name → where its image should be.
         token: of the sample, empty where there is none.
+        find_sweeps: what `sweeps` calls, None where there is no LiDAR.
     """
 
     scene: str
@@ -71,6 +115,7 @@ class Moment:
     boxes: tuple[Box, ...] = ()
     images: Mapping[str, Path] = field(default_factory=dict)
     token: str = ""
+    find_sweeps: Callable[[int], list[Sweep]] | None = None
 
     @property
     def frame(self) -> RigFrame:
@@ -94,7 +139,21 @@ class Moment:
         if path is None:
             expected = self.images.get(camera, "none was recorded")
             raise FileNotFoundError(f"no image of {camera} at {self.timestamp:.3f} s of {self.scene}: {expected}")
-        return load_image(path)
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+    def sweeps(self, number: int) -> list[Sweep]:
+        """The key frame's own LiDAR scan and those before it, newest first: at most `number`, none without a LiDAR."""
+        return self.find_sweeps(number) if self.find_sweeps else []
+
+    def points(self, sweeps: int = 1) -> torch.Tensor:
+        """(P, 5) float32, the points of up to `sweeps` scans, newest first; see `Sweep.points` for columns and errors.
+
+        Scans before the key frame's own are left out where their file is missing.
+        """
+        scans = self.sweeps(sweeps)
+        return torch.cat([torch.empty(0, 5)] + [s.points() for s in scans if s is scans[0] or s.path.is_file()])
 
 
 class Drive(Sequence):

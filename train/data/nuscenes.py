@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ...modules.rig import NUSCENES_CAMERAS, Camera, Rig
-from .moments import Box, Drive, Moment
+from .moments import Box, Drive, Moment, Sweep
 from .world.poses import from_row, inverse
 
 REFERENCE = "LIDAR_TOP"  # its ego pose and time are the key frame's
@@ -27,8 +27,7 @@ def nuscenes_drives(root: str | Path, version: str | None = None, split: str | N
             moment is asked for) a file name that leaves the root.
         ImportError: nuscenes-devkit is not installed.
     """
-    root = Path(root)
-    nusc = _open(root, version or _only_version(root))
+    nusc = open_nuscenes(root, version)
     scenes = nusc.scene
     if split is not None:
         chosen = set(_scenes_of_split(nusc, split))
@@ -36,6 +35,12 @@ def nuscenes_drives(root: str | Path, version: str | None = None, split: str | N
         if not scenes:
             raise ValueError(f"{root}: no scene of the split {split!r} is in {nusc.version}")
     return [_drive(nusc, scene) for scene in scenes]
+
+
+def open_nuscenes(root: str | Path, version: str | None = None):
+    """The devkit's `NuScenes` of a root; arguments and errors as those of `nuscenes_drives`."""
+    root = Path(root)
+    return _open(root, version or _only_version(root))
 
 
 def _only_version(root):
@@ -92,6 +97,7 @@ def _moment(nusc, scene, tokens, index):
         boxes=tuple(_box(nusc, token) for token in sample["anns"]),
         images={name: _path_inside(nusc.dataroot, rows[name]["filename"]) for name in NUSCENES_CAMERAS},
         token=sample["token"],
+        find_sweeps=partial(_sweeps, nusc, rows[REFERENCE], world_T_ego),
     )
 
 
@@ -110,7 +116,23 @@ def _box(nusc, token):
     row = nusc.get("sample_annotation", token)
     width, length, height = row["size"]
     pose = torch.from_numpy(from_row(row))
-    return Box(row["instance_token"], row["category_name"], pose, (length, width, height), token)
+    velocity = torch.from_numpy(nusc.box_velocity(token))
+    points = row["num_lidar_pts"] + row["num_radar_pts"]
+    return Box(row["instance_token"], row["category_name"], pose, (length, width, height), token, velocity, points)
+
+
+def _sweeps(nusc, row, world_T_ego, number):
+    """The scan of `row` and those before it; a chain that ends early gives fewer."""
+    sweeps, key_time, ego_T_world = [], row["timestamp"], inverse(world_T_ego)
+    while len(sweeps) < number:
+        calibration = nusc.get("calibrated_sensor", row["calibrated_sensor_token"])
+        ego_T_lidar = ego_T_world @ _pose(nusc, row) @ from_row(calibration)
+        path, lag = _path_inside(nusc.dataroot, row["filename"]), (key_time - row["timestamp"]) * _MICROSECOND
+        sweeps.append(Sweep(path, torch.from_numpy(ego_T_lidar), lag))
+        if not row["prev"]:
+            break
+        row = nusc.get("sample_data", row["prev"])
+    return sweeps
 
 
 def _path_inside(root, filename):

@@ -1,10 +1,8 @@
 """Windows of consecutive moments: what the completion cascade is trained and evaluated on."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,15 +10,11 @@ from torch.utils.data import Dataset
 
 from ...modules.completion.cascade import RigWindow
 from ...modules.rig import ImageAugmentation, RigFrame
-from ..command_line import nearest
 from .drive import builtin_drives
-from .images import augment_image
+from .images import BadFile, camera_image, normalised
 from .moments import Drive, Moment
-from .nuscenes import nuscenes_drives
-from .painted import paint
+from .splits import drives_of_splits
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which backbones' weights are trained on
-_SPLITS = {"v1.0-mini": ("mini_train", "mini_val"), "v1.0-trainval": ("train", "val")}
 _ATTEMPTS = 100
 
 
@@ -58,10 +52,8 @@ class WindowBatch:
 
     def to(self, device: torch.device | str) -> RigWindow:
         """Normalised images and the trajectory on the device. Poses stay on the CPU."""
-        images = self.images.to(device, non_blocking=True).float()
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (MEAN, STD))
-        trajectory = self.trajectory.to(device, non_blocking=True)
-        return RigWindow(images.sub_(mean).div_(std), self.frames, trajectory)
+        images = normalised(self.images.to(device, non_blocking=True))
+        return RigWindow(images, self.frames, self.trajectory.to(device, non_blocking=True))
 
     def pin_memory(self) -> "WindowBatch":
         pinned = self.images.pin_memory(), self.frames, self.trajectory.pin_memory()
@@ -107,7 +99,7 @@ class Windows(Dataset):
         for place in self._candidates(epoch, index):
             try:
                 window = self._window(place, np.random.default_rng((self.seed, epoch, index)))
-            except _BadImage as error:
+            except BadFile as error:
                 bad_files += [name for name in error.args if name not in bad_files]
                 continue
             window.bad_files = bad_files
@@ -139,7 +131,7 @@ class Windows(Dataset):
         for moment in moments:
             size = self.config.image_size
             augmentations = {c.name: cover(c.width, c.height, size, **draw) for c in moment.rig.cameras}
-            images.append(torch.stack([_image(moment, name, augmentations[name]) for name in moment.rig.names]))
+            images.append(torch.stack([camera_image(moment, name, augmentations[name]) for name in moment.rig.names]))
             rig = moment.rig.augmented(augmentations)
             frames.append(rig.frame(moment.world_T_ego, moment.timestamp, moment.scene))
         trajectory = self._trajectory(*self._places[place])
@@ -189,15 +181,14 @@ def build_windows(config: WindowConfig, seed: int) -> tuple[Windows, Windows]:
     """(training, validation), split by scene.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: see `nuscenes_drives`; an unknown split names the nearest.
+        FileNotFoundError, ValueError, ImportError: see `drives_of_splits`.
     """
     if not config.root:
         training, validation = config.scenes
         drives = builtin_drives(training + validation, seed=seed)
         splits = drives[:training], drives[training:]
     else:
-        drives = nuscenes_drives(config.root, config.version)
-        splits = [[d for d in drives if d.name in scenes] for scenes in _splits(config)]
+        splits = drives_of_splits(config)
     training, validation = (Windows(part, config, augment, seed) for part, augment in zip(splits, (True, False)))
     if config.root:
         _check_images_exist(training, config.root)
@@ -211,48 +202,3 @@ def _check_images_exist(windows: Windows, root: str) -> None:
     if sum(whole) < len(whole) / 2:
         absent = f"{len(whole) - sum(whole)} of {len(whole)} windows looked at lack images"
         raise ValueError(f"{root}: {absent}; train/tools/make_world.py --over {root} draws what is missing")
-
-
-def _splits(config: WindowConfig) -> list[set[str]]:
-    """Names of the training and the validation scenes of a nuScenes root."""
-    from nuscenes.utils.splits import create_splits_scenes
-
-    root = Path(config.root)
-    version = config.version or next(path.parent.name for path in root.glob("*/sample_data.json"))
-    file = root / version / "splits.json"
-    own = json.loads(file.read_text()) if file.is_file() else {}
-    choices = create_splits_scenes() | own
-    usual = _SPLITS.get(version, (None, None))
-    named = [[name for name in own if name.endswith(end)] for end in ("train", "val")]
-    if all(len(names) == 1 for names in named):  # such as world_train and world_val
-        usual = tuple(names[0] for names in named)
-    found = []
-    for field_name, default in zip(("train_split", "val_split"), usual):
-        name = getattr(config, field_name) or default
-        if name is None:
-            known = ", ".join(choices)
-            raise ValueError(f"{file} does not say which splits to take; set data.{field_name} to one of {known}")
-        if name not in choices:
-            raise ValueError(f"data.{field_name} is {name!r}{nearest(name, choices)}")
-        found.append(set(choices[name]))
-    if found[0] & found[1]:
-        raise ValueError(f"scenes in both splits: {', '.join(sorted(found[0] & found[1])[:3])}")
-    return found
-
-
-class _BadImage(Exception):
-    """Its arguments are the files."""
-
-
-def _image(moment: Moment, name: str, augmentation: ImageAugmentation) -> torch.Tensor:
-    """(3, height, width) uint8. A drive without files is painted straight at the augmented size."""
-    if not moment.images:
-        return paint(moment.rig[name].augmented(augmentation), moment.world_T_ego)
-    try:
-        image = moment.image(name)
-    except (OSError, SyntaxError, ValueError) as error:  # missing, or what PIL raises for broken files
-        raise _BadImage(str(moment.images.get(name, f"{name} of {moment.token}"))) from error
-    camera = moment.rig[name]
-    if image.shape[1:] != (camera.height, camera.width):
-        raise _BadImage(str(moment.images[name]))
-    return augment_image(image, augmentation).clamp(0, 1).mul(255).round().byte()

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Literal
 
 import torch
 
 from ...modules.backbones import RESNET50, RESNET_TINY, ResNetFPN
 from ...modules.camera_dropout import RandCamMask
-from ...modules.completion.cascade import CompletionCascade, consistency_losses
+from ...modules.completion.cascade import CompletionCascade
 from ...modules.completion.planning_guided import PlanningGuidedCompletion
 from ...modules.completion.temporal import MotionCompensatedTemporalCompletion
 from ...modules.completion.vae import PVReconVAE
 from ..config import Experiment
 from ..data.windows import WindowBatch, WindowConfig, build_windows, collate
-from ..distributed import sum_over_ranks
+from ..evaluate.completion import Scenario, evaluate_completion
 
 _RESNETS = {"resnet50": RESNET50, "tiny": RESNET_TINY}
 
@@ -104,7 +105,7 @@ class CompletionExperiment(Experiment):
     losses: dict[str, float] = field(
         default_factory=lambda: dict(ssl=1.0, vae_rec=1.0, vae_kl=0.001, planning_guided=0.5)
     )
-    metric: str = "ssl"
+    metric: str = "relative_l2"
     evaluate_without: tuple[str, ...] = ("CAM_FRONT", "CAM_BACK_LEFT")  # cameras that are dropped, one after another
 
     def build_model(self) -> CompletionCascade:
@@ -116,29 +117,18 @@ class CompletionExperiment(Experiment):
     def collate(self, items: Sequence[WindowBatch]) -> WindowBatch:
         return collate(items)
 
-    @torch.no_grad()
     def evaluate(self, model: CompletionCascade, loader) -> dict[str, float]:
-        """How far completed features are from the teacher's, each camera of `evaluate_without` dropped in turn.
+        """How far completed features are from the true ones, each camera of `evaluate_without` dropped in turn.
 
-        `ssl`: the training loss `ssl` after completion. `ssl_uncompleted`: the same for what the backbone makes of a
-        black image. Both are means over windows and cameras; `ssl/CAMERA` by camera.
+        `relative_l2`: ‖completed − true‖ / ‖true‖ over the absent camera's cells, mean over cameras and scales;
+        `relative_l2/CAMERA` by camera; `relative_l2_none` and `relative_l2_warp` for what the backbone makes of a black
+        image, and for the camera's own past moved to the present (see `evaluate.completion`).
         """
-        model.eval()
-        device = next(model.parameters()).device
-        cameras = self.evaluate_without
-        sums = torch.zeros(len(cameras), 3, dtype=torch.float64, device=device)  # ssl, uncompleted, windows
-        for window in loader:
-            count = len(window.images)
-            for row, camera in enumerate(cameras):
-                output = model(window, drop=[camera])
-                errors = [
-                    consistency_losses(features, output.teacher, output.missing, None)["ssl"]
-                    for features in (output.features, output.original)
-                ]
-                sums[row] += torch.stack([*errors, torch.ones_like(errors[0])]).double() * count
-        sums = sum_over_ranks(sums)
-        means = (sums[:, :2] / sums[:, 2:]).tolist()
-        ssl, uncompleted = (sum(column) / len(cameras) for column in zip(*means))
-        return dict(ssl=ssl, ssl_uncompleted=uncompleted) | {
-            f"ssl/{camera}": completed for camera, (completed, _) in zip(cameras, means)
-        }
+        which = [Scenario(camera, (camera,)) for camera in self.evaluate_without]
+        scores = evaluate_completion(model, loader, which, self.model.temporal.depths)
+
+        def mean(method, cameras=self.evaluate_without):
+            return fmean(s.relative_l2 for s in scores if s.method == method and s.scenario in cameras)
+
+        means = dict(relative_l2=mean("completed"), relative_l2_none=mean("none"), relative_l2_warp=mean("warp"))
+        return means | {f"relative_l2/{camera}": mean("completed", (camera,)) for camera in self.evaluate_without}

@@ -1,0 +1,140 @@
+"""One training step of the whole completion cascade, as train's configurations have it: forward, losses, backward,
+optimiser; the backbone is frozen, weights and images are random."""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..modules.completion.cascade import CompletionCascade, RigWindow
+from ..train.configs import experiment
+from ..train.data import Drive
+from ..train.optim import build_optimizer
+from ..train.tasks.completion import CompletionExperiment
+from .cases import CAMERAS, Case
+from .geometry import moments
+from .workload import Call, Unavailable
+
+
+@dataclass(frozen=True)
+class Step:
+    """The seeded inputs of a case, the same for every provider."""
+
+    settings: CompletionExperiment
+    window: RigWindow  # float32 on the device
+    missing: torch.Tensor  # (B, V) bool
+    weights: dict[str, torch.Tensor]
+    device: torch.device
+
+
+@dataclass
+class TrainingStep(Call):
+    """`step` also updates the weights: `run` returns the weighted sum of the losses, then the losses."""
+
+    optimizer: torch.optim.Optimizer | None = None
+    clip: float = 0.0
+
+    def step(self, mode: str) -> tuple[torch.Tensor, ...]:
+        losses = self.forward()
+        losses[0].backward()
+        nn.utils.clip_grad_norm_(list(self.leaves.values()), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return tuple(loss.detach() for loss in losses)
+
+
+class NoiseOfFloat32(TorchFunctionMode):
+    """The VAE's noise in float64 with the values that it has in float32, which torch's generators draw otherwise."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.randn_like:
+            return function(args[0].float()).to(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+def make_step(case: Case, device: torch.device, drives: list[Drive]) -> Step:
+    if not case.experiment:
+        raise Unavailable("no training step at this size: none of the experiments has it")
+    settings = experiment(case.experiment)
+    settings.data.image_size = case.image
+    settings.data.history = settings.model.temporal.queue_length = case.moments
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((case.batch, case.moments + 1, CAMERAS, 3, *case.image), generator=generator)
+    ahead = torch.stack([torch.linspace(4, 24, settings.data.future), torch.zeros(settings.data.future)], dim=-1)
+    window = RigWindow(images, moments(case, drives), ahead.expand(case.batch, -1, -1)).to(device)
+    missing = torch.zeros(case.batch, CAMERAS, dtype=torch.bool)
+    for sample in range(case.batch):
+        missing[sample, case.missing_cameras(sample)] = True
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = settings.build_model()
+        for parameter in model.parameters():
+            if not parameter.any():  # what training starts from zero would hide everything before it from the check
+                nn.init.normal_(parameter, std=1e-2)
+    return Step(settings, window, missing, model.state_dict(), device)
+
+
+def step_call(step: Step, topology: str, dtype: torch.dtype, plain: tuple[type, Callable] | None) -> TrainingStep:
+    """The step of V1 ("global") or V2 ("neighbours"), on this toolkit's operations or without them.
+
+    plain: a stage 1 and an attention in plain PyTorch; None = the toolkit's.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    model = _model(step, topology, plain).to(torch.float32 if half else dtype)
+    optimizer = build_optimizer(model, step.settings.optim)  # freezes what the experiment freezes
+    window = step.window
+    if dtype == torch.float64:
+        window = RigWindow(window.images.double(), window.frames, window.trajectory)
+    leaves = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def run():
+        with torch.autocast(step.device.type, dtype=dtype if half else None, enabled=half):
+            losses = model(window, drop=step.missing).losses
+        weights = step.settings.losses
+        return sum(weights[name] * loss for name, loss in losses.items()), *losses.values()
+
+    def run_in_float64():
+        with NoiseOfFloat32():
+            return run()
+
+    def reset():
+        torch.manual_seed(0)  # of the VAE's noise
+
+    return TrainingStep(
+        run_in_float64 if dtype == torch.float64 else run,
+        leaves,
+        torch.ones((), dtype=torch.float32, device=step.device),  # losses are float32 in every dtype
+        reset,
+        capturable="the cascade chooses its maps on the CPU",
+        jumps=frozenset(name for name in leaves if name.startswith("temporal.offset.")),
+        optimizer=optimizer,
+        clip=step.settings.optim.clip or math.inf,
+    )
+
+
+def _model(step: Step, topology, plain) -> CompletionCascade:
+    config = deepcopy(step.settings.model)
+    config.temporal.topology = topology
+    model = config.build().to(step.device)
+    model.trajectory_dropout = 0.0  # every sample takes all paths
+    model.load_state_dict(step.weights)
+    if plain is not None:
+        temporal, attention = plain
+        model.temporal.__class__ = temporal  # the same weights and settings, other operations
+        for scale in model.planning.scales:
+            scale.backend = "torch"
+            scale.attention.attention._operation = _without_mask(attention)
+    return model.train()
+
+
+def _without_mask(attention):
+    """An attention for stage 3, whose keys all count."""
+
+    def attend(query, key, value, block_table, key_mask):
+        return attention(query, key, value, block_table, key.new_ones(key.shape[:2], dtype=torch.bool))
+
+    return attend

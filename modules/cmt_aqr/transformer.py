@@ -1,0 +1,201 @@
+"""The decoder: queries attend to one another and to the tokens of every map, with or without routing."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ...kernels import TokenMap, window_bias_attention
+from ...kernels._runtime.nvtx import annotate
+
+MAX_BIAS = 5.0  # of any attention bias, both ways
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """Where on each map, and how much, the queries' attention is drawn or turned away: see `window_bias_attention`.
+
+    Args:
+        maps: the maps in the order of the memory's tokens.
+        centers: (B, N, maps, 2) float32 reference points (x, y) in cells, NaN = not on this map.
+        weights: (B, N, maps) in [−1, 1]; below 0 turns away.
+        bias_scale: () float32.
+        min_scale, max_scale: limits of `bias_scale`. The bias itself is clamped to ±min(5, max_scale).
+    """
+
+    maps: tuple[TokenMap, ...]
+    centers: torch.Tensor
+    weights: torch.Tensor
+    bias_scale: torch.Tensor
+    min_scale: float = 0.5
+    max_scale: float = 5.0
+
+    def attend(self, query, key, value, backend=None):
+        """`window_bias_attention` with this routing: (B, L, heads, dim) each → (B, N, heads, dim)."""
+        return window_bias_attention(
+            query,
+            key,
+            value,
+            self.centers,
+            self.weights,
+            self.bias_scale,
+            maps=self.maps,
+            min_scale=self.min_scale,
+            max_scale=self.max_scale,
+            max_bias=min(MAX_BIAS, self.max_scale),
+            backend=backend,
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017), plain or with routing."""
+
+    def __init__(self, channels: int, heads: int, backend: str | None = None):
+        super().__init__()
+        self.heads, self.backend = heads, backend
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        mask: torch.Tensor | None = None,
+        routing: Routing | None = None,
+    ) -> torch.Tensor:
+        """query (B, N, C), key and value (B, L, C) → (B, N, C). `mask` (N, L) bool, True = may attend, or a routing."""
+        projected = self.query(query), self.key(key), self.value(value)
+        query, key, value = (x.unflatten(-1, (self.heads, -1)) for x in projected)
+        if routing is not None:
+            attended = routing.attend(query, key, value, self.backend)
+        else:
+            heads_first = (x.transpose(1, 2) for x in (query, key, value))
+            attended = F.scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2)
+        return self.out(attended.flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention, feed-forward network, each added and then normalised (DETR, Carion et al. 2020).
+
+    Dropout is on what is added and inside the feed-forward network, not on the attention's probabilities.
+    """
+
+    def __init__(self, channels: int, heads: int, feedforward: int, dropout: float, backend: str | None):
+        super().__init__()
+        self.self_attention = Attention(channels, heads)
+        self.cross_attention = Attention(channels, heads, backend)
+        self.feedforward = nn.Sequential(
+            nn.Linear(channels, feedforward), nn.ReLU(), nn.Dropout(dropout), nn.Linear(feedforward, channels)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, content, query_pos, key, value, self_mask, routing):
+        with annotate("query_decoder.self_attention"):
+            place = content + query_pos
+            content = self.norms[0](content + self.dropout(self.self_attention(place, place, content, mask=self_mask)))
+        with annotate("query_decoder.cross_attention"):
+            attended = self.cross_attention(content + query_pos, key, value, routing=routing)
+            content = self.norms[1](content + self.dropout(attended))
+        with annotate("query_decoder.feedforward"):
+            return self.norms[2](content + self.dropout(self.feedforward(content)))
+
+
+class QueryDecoder(nn.Module):
+    """The decoder of CMT (Yan et al. 2023): queries that start empty and are filled from all maps at once.
+
+    The cross-attention is `window_bias_attention` with a routing, scaled_dot_product_attention without. The latter's
+    gradients on CUDA, those of the self-attention too, repeat bit for bit only under
+    `torch.use_deterministic_algorithms(True)`.
+
+    Args:
+        channels: C of queries and tokens.
+        layers: number of layers, each with its own weights; the final norm is shared.
+        heads: attention heads, of 16 to 128 channels.
+        feedforward: hidden channels of the feed-forward networks.
+        dropout: in training.
+        checkpoint: keeps only each layer's inputs for backward and computes the rest again; the same results.
+        backend: backend of `window_bias_attention`.
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        *,
+        layers: int = 6,
+        heads: int = 8,
+        feedforward: int = 1024,
+        dropout: float = 0.1,
+        checkpoint: bool = False,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        if channels % heads or not 16 <= channels // heads <= 128:
+            needed = f"a multiple of heads ({heads}) with 16 to 128 channels each"
+            raise ValueError(f"QueryDecoder: channels is {channels}, needs {needed}")
+        if layers < 1:
+            raise ValueError(f"QueryDecoder: layers is {layers}, needs at least 1")
+        self.channels, self.checkpoint = channels, checkpoint
+        self.layers = nn.ModuleList(DecoderLayer(channels, heads, feedforward, dropout, backend) for _ in range(layers))
+        self.norm = nn.LayerNorm(channels)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self,
+        query_pos: torch.Tensor,
+        memory: torch.Tensor,
+        memory_pos: torch.Tensor,
+        routing: Routing | None = None,
+        self_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """All floating inputs get gradients, but the routing's centres.
+
+        Args:
+            query_pos: (B, N, C), added to the queries and keys of self-attention and to the queries of cross-attention.
+            memory: (B, L, C) tokens, the values.
+            memory_pos: (B, L, C) or (1, L, C); the keys are `memory + memory_pos`.
+            routing: None = plain cross-attention.
+            self_mask: (N, N) bool, True = the query of this row may attend to that of this column, at least one in a
+                row; None = all.
+
+        Returns:
+            (layers, B, N, C): the output of every layer, normalised.
+
+        Raises:
+            ValueError: a shape does not fit.
+            TypeError: `self_mask` is not bool.
+        """
+        self._validate(query_pos, memory, memory_pos, self_mask)
+        key, content, outputs = memory + memory_pos, torch.zeros_like(query_pos), []
+        for layer in self.layers:
+            arguments = (content, query_pos, key, memory, self_mask, routing)
+            if self.checkpoint:
+                content = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                content = layer(*arguments)
+            outputs.append(self.norm(content))
+        return torch.stack(outputs)
+
+    def _validate(self, query_pos, memory, memory_pos, self_mask):
+        for name, tensor in dict(query_pos=query_pos, memory=memory).items():
+            if tensor.ndim != 3 or tensor.shape[-1] != self.channels or len(tensor) != len(query_pos):
+                needed = f"({len(query_pos)}, {'N' if name == 'query_pos' else 'L'}, {self.channels})"
+                raise ValueError(f"QueryDecoder: {name} has shape {tuple(tensor.shape)}, needs {needed}")
+        if memory_pos.shape[1:] != memory.shape[1:] or len(memory_pos) not in (1, len(memory)):
+            needed = f"{tuple(memory.shape)} or (1, {memory.shape[1]}, {self.channels})"
+            raise ValueError(f"QueryDecoder: memory_pos has shape {tuple(memory_pos.shape)}, needs {needed}")
+        if self_mask is None:
+            return
+        square = (query_pos.shape[1],) * 2
+        if self_mask.shape != square:
+            raise ValueError(f"QueryDecoder: self_mask has shape {tuple(self_mask.shape)}, needs {square}")
+        if self_mask.dtype != torch.bool:
+            raise TypeError(f"QueryDecoder: self_mask is {str(self_mask.dtype).removeprefix('torch.')}, needs bool")

@@ -1,0 +1,263 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rigfuse.kernels import TokenMap
+from rigfuse.modules.cmt_aqr.aqr import AQRWeightGenerator, AttentionBiasGenerator, gather_local
+from rigfuse.modules.rig import ImageAugmentation, nuscenes_like_rig
+from support.networks import with_noise
+
+NAN, INF = math.nan, math.inf
+RIG = nuscenes_like_rig()
+# As system C sees it: 1600×900 to 800×450, the lower 320 rows; 20×50 cells of 16 pixels.
+RESIZE, TOP, STRIDE = 0.5, 130, 16
+SMALL_IMAGES = RIG.augmented(ImageAugmentation(resize=RESIZE, crop=(0, TOP, 800, 320)))
+IMAGE_T_EGO = SMALL_IMAGES.image_T_ego[None]
+FRONT, BACK = (1 + RIG.index(name) for name in ("CAM_FRONT", "CAM_BACK"))
+
+
+def point(*xyz):
+    return torch.tensor(xyz, dtype=torch.float32).view(1, 1, 3)
+
+
+def test_a_point_ahead_is_in_the_front_camera():
+    centers = AttentionBiasGenerator().centers(point(20.0, 0.0, 1.5), IMAGE_T_EGO)
+    assert centers.shape == (1, 1, 7, 2) and centers.dtype == torch.float32
+    # At the camera's height: the image's middle (799.5, 449.5), resized (399.5, 224.5), cropped (399.5, 94.5).
+    torch.testing.assert_close(centers[0, 0, FRONT], torch.tensor([400 / 16 - 0.5, 95 / 16 - 0.5]))
+    torch.testing.assert_close(centers[0, 0, 0], torch.tensor([71.2 / 0.8 - 0.5, 51.2 / 0.8 - 0.5]))
+    assert centers[0, 0].isfinite().all(-1).nonzero()[:, 0].tolist() == [0, FRONT]
+    behind = AttentionBiasGenerator().centers(point(-20.0, 0.0, 1.5), IMAGE_T_EGO)
+    assert behind[0, 0].isfinite().all(-1).nonzero()[:, 0].tolist() == [0, BACK]
+
+
+def expected_center(camera, xyz):
+    """A point's cell on the camera's map, step by step."""
+    right, down, forward, _ = (camera.cam_T_ego @ torch.tensor([*xyz, 1.0], dtype=torch.float64)).tolist()
+    if not forward > 0.1:
+        return None
+    (focal_x, _, u0), (_, focal_y, v0) = camera.intrinsics[:2].tolist()
+    u, v = focal_x * right / forward + u0, focal_y * down / forward + v0
+    u, v = (u + 0.5) * RESIZE - 0.5, (v + 0.5) * RESIZE - 0.5 - TOP
+    if not (-0.5 <= u < 799.5 and -0.5 <= v < 319.5):
+        return None
+    return (u + 0.5) / STRIDE - 0.5, (v + 0.5) / STRIDE - 0.5
+
+
+def test_centers_equal_an_independent_projection():
+    points = torch.rand(1, 300, 3) * torch.tensor([120.0, 120.0, 8.0]) - torch.tensor([60.0, 60.0, 3.0])
+    centers = AttentionBiasGenerator().centers(points, IMAGE_T_EGO[:, :, :3])
+    seen = 0
+    for i, xyz in enumerate(points[0].tolist()):
+        column, row = (xyz[0] + 51.2) / 0.8 - 0.5, (xyz[1] + 51.2) / 0.8 - 0.5
+        on_bev = max(abs(xyz[0]), abs(xyz[1])) < 51.2
+        places = [(column, row) if on_bev else None, *(expected_center(camera, xyz) for camera in RIG.cameras)]
+        seen += sum(place is not None for place in places[1:])
+        expected = torch.tensor([place or (NAN, NAN) for place in places])
+        torch.testing.assert_close(centers[0, i], expected, rtol=0, atol=1e-4, equal_nan=True)
+    assert seen > 200
+
+
+def test_the_edges_of_the_maps():
+    generator = AttentionBiasGenerator(
+        bev_feature_shape=(4, 8), pers_feature_shape=(1, 4, 8), point_range=[0] * 3 + [8] * 3
+    )
+    image_T_ego = torch.eye(4, dtype=torch.float64)[None, None]  # pixel (x/z, y/z), depth z
+    x = [-0.5, 127.4, 127.5, 0.0, 0.0, 0.0]
+    y = [-0.5, 63.4, 10.0, 63.5, -0.6, 5.0]
+    pixels = torch.tensor([x, y, [1.0] * 6]).T[None]
+    on_view = generator.centers(pixels, image_T_ego)[0, :, 1].isfinite().all(-1)
+    assert on_view.tolist() == [True, True, False, False, False, True]
+    depths = point(0.0, 0.0, 1.0) * torch.tensor([0.1, 0.11, -1.0, 0.0], dtype=torch.float64)[None, :, None]
+    assert generator.centers(depths, image_T_ego)[0, :, 1, 0].isfinite().tolist() == [False, True, False, False]
+    bev = torch.tensor(
+        [[0.0, 0, 1], [7.9, 7.9, 1], [8, 1, 1], [1, 8, 1], [-0.1, 1, 1], [1, 1, 99], [1, 1, NAN], [INF, 1, 1]]
+    )
+    on_bev = generator.centers(bev[None], image_T_ego)[0, :, 0]
+    assert on_bev.isfinite().all(-1).tolist() == [True, True, False, False, False, True, False, False]
+    torch.testing.assert_close(on_bev[:2], torch.tensor([[-0.5, -0.5], [7.4, 3.45]]))
+
+
+def test_centers_are_no_part_of_the_graph():
+    reference = point(20.0, 0.0, 1.5).requires_grad_()
+    assert not AttentionBiasGenerator().centers(reference, IMAGE_T_EGO).requires_grad
+
+
+def softmax_mass(query, key, bias):
+    """Attention mass of every token, (B, N, heads, L): values are one-hot, so the mass is the output."""
+    scores = torch.einsum("bihd,bjhd->bihj", query, key) * query.shape[-1] ** -0.5
+    return (scores + bias[:, :, None]).softmax(-1)
+
+
+def mass(weights, generator, centers, query, key):
+    """The attention mass on each modality's maps, (B, N, heads, 2) of camera and LiDAR."""
+    value = torch.zeros_like(key)
+    bev = generator.maps[0].height * generator.maps[0].width
+    value[:, bev:, :, 0], value[:, :bev, :, 1] = 1, 1
+    with torch.no_grad():
+        return generator(weights, centers).attend(query, key, value)[..., :2]
+
+
+def small(dtype=torch.float64, **settings):
+    """A rig of two maps of views beside a BEV map, and queries that are on all, one, and none of them."""
+    generator = AttentionBiasGenerator((9, 7), (2, 3, 8), window_sizes=(4, 5), **settings).to(dtype)
+    tokens = 9 * 7 + 2 * 3 * 8
+    query, key = (torch.randn(1, n, 2, 16, dtype=dtype) for n in (3, tokens))
+    centers = torch.tensor([[3.0, 4.2], [2.0, 1.0], [6.6, 0.0]]).repeat(3, 1, 1)
+    centers[1, 1:], centers[2] = NAN, NAN
+    return generator, centers[None], query, key
+
+
+def test_weights_move_the_mass_between_the_modalities():
+    generator, centers, query, key = small()
+    steps = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    for modality in (0, 1):
+        weights = torch.zeros(9, 1, 3, 2, dtype=torch.float64)
+        weights[..., modality] = steps[:, None, None]
+        masses = torch.stack([mass(w, generator, centers, query, key) for w in weights])[:, 0]  # (9, 3, heads, 2)
+        torch.testing.assert_close(masses.sum(-1), torch.ones(9, 3, 2, dtype=torch.float64))
+        moved = masses[..., modality].diff(dim=0)
+        on_a_map = [True, modality == 1, False]
+        assert (moved[:, on_a_map] > 1e-3).all()
+        assert (moved[:, [not on for on in on_a_map]].abs() < 1e-12).all()
+
+
+def test_mass_is_the_softmax_with_the_bias():
+    generator, centers, query, key = small()
+    weights = torch.tensor([0.6, -0.8], dtype=torch.float64).expand(1, 3, 2)
+    bias = torch.zeros(1, 3, 9 * 7 + 2 * 3 * 8, dtype=torch.float64)
+    windows = ((0, 2, 7, (1, 6), (2, 7)), (63, 1, 8, (0, 4), (0, 3)), (87, 1, 8, (5, 8), (0, 2)))
+    for m, (start, _, width, columns, rows) in enumerate(windows):
+        for i in range(3 if m == 0 else 1):
+            if i < 2:
+                cells = [start + row * width + column for row in range(*rows) for column in range(*columns)]
+                bias[0, i, cells] = 2.5 * (-0.8 if m == 0 else 0.6)
+    expected = softmax_mass(query, key, bias)
+    expected = torch.stack([expected[..., 63:].sum(-1), expected[..., :63].sum(-1)], dim=-1)
+    torch.testing.assert_close(mass(weights, generator, centers, query, key), expected)
+
+
+def test_without_locality_a_whole_modality_is_biased():
+    generator, centers, query, key = small(use_local_bias=False)
+    weights = torch.tensor([0.6, -0.8], dtype=torch.float64).expand(1, 3, 2)
+    neutral, now = (mass(w, generator, centers, query, key) for w in (0 * weights, weights))
+    odds = (now[..., 0] / now[..., 1]) / (neutral[..., 0] / neutral[..., 1])
+    torch.testing.assert_close(odds, torch.full_like(odds, math.exp(2.5 * 1.4)))
+
+
+def test_the_routing_carries_the_limits():
+    generator = AttentionBiasGenerator((9, 7), (2, 3, 8), max_scale=3.0, min_scale=1.0)
+    routing = generator(torch.tensor([[[0.25, -0.5]]]), torch.zeros(1, 1, 3, 2))
+    assert (routing.min_scale, routing.max_scale) == (1.0, 3.0)
+    assert routing.weights.tolist() == [[[-0.5, 0.25, 0.25]]]
+    assert routing.bias_scale is generator.bias_scale and routing.bias_scale.item() == 2.5
+    assert routing.maps == (TokenMap(9, 7, 5), TokenMap(3, 8, 8), TokenMap(3, 8, 8))
+
+
+def test_a_fixed_scale_is_a_buffer_of_the_same_name():
+    learnable, fixed = AttentionBiasGenerator(), AttentionBiasGenerator(bias_scale=3.0, learnable_scale=False)
+    assert [name for name, _ in learnable.named_parameters()] == ["bias_scale"] and not list(fixed.parameters())
+    fixed.load_state_dict(learnable.state_dict())
+    assert fixed.bias_scale.item() == 2.5
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(window_sizes=(8, 0)), r"window_sizes is \(8, 0\), needs two sides"),
+        (dict(window_sizes=(8,)), r"window_sizes is \(8,\), needs two sides"),
+        (dict(bias_scale=6.0), r"bias_scale is 6.0, needs 0 ≤ min_scale \(0.5\) ≤ bias_scale ≤ max_scale \(5.0\)"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionBiasGenerator(**settings)
+
+
+@pytest.mark.parametrize(
+    "reference, image_T_ego, error, message",
+    [
+        (torch.zeros(1, 3), IMAGE_T_EGO, ValueError, r"the points have shape \(1, 3\), need \(B, N, 3\)"),
+        (torch.zeros(2, 5, 3), IMAGE_T_EGO, ValueError, r"shape \(1, 6, 4, 4\), needs \(2, V, 3 or 4, 4\)"),
+        (torch.zeros(1, 5, 3), IMAGE_T_EGO.float(), TypeError, "image_T_ego is float32, needs float64"),
+        (torch.zeros(1, 5, 3), IMAGE_T_EGO[:, :5], ValueError, "image_T_ego has 5 cameras, needs 6"),
+    ],
+)
+def test_geometry_that_does_not_fit(reference, image_T_ego, error, message):
+    with pytest.raises(error, match=message):
+        AttentionBiasGenerator().centers(reference, image_T_ego)
+
+
+def sampled(maps, centers):
+    """Independent: grid_sample. maps (S, C, H, W), centers (S, N, 2) → (S, N, C)."""
+    size = torch.tensor([maps.shape[-1], maps.shape[-2]])
+    grid = ((centers.to(maps.dtype) + 0.5) * 2 / size - 1)[:, None]
+    return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)[:, :, 0].mT
+
+
+def local_inputs():
+    bev = torch.randn(2, 4, 9, 7, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(2, 2, 4, 3, 8, dtype=torch.float64, requires_grad=True)
+    sizes = torch.tensor([[7, 9], [8, 3], [8, 3]])
+    centers = torch.rand(2, 11, 3, 2) * sizes - 0.5
+    centers[0, :3, 1], centers[0, 2:5, 2], centers[1, 5:, 0] = NAN, NAN, NAN
+    return bev, images, centers
+
+
+def test_what_the_maps_hold_at_a_query():
+    bev, images, centers = local_inputs()
+    local, seen = gather_local(bev, images, centers)
+    there = centers.isfinite().all(-1)
+    clean = centers.nan_to_num(0.0)
+    views = (
+        torch.stack([sampled(images[:, v], clean[:, :, 1 + v]) for v in (0, 1)])
+        * there[:, :, 1:].permute(2, 0, 1)[..., None]
+    )
+    views = views.sum(0) / there[:, :, 1:].sum(-1, keepdim=True).clamp(min=1)
+    expected = torch.stack([views, sampled(bev, clean[:, :, 0]) * there[:, :, :1]], dim=2)
+    torch.testing.assert_close(local, expected, rtol=0, atol=1e-6)  # the centres are float32
+    assert torch.equal(seen, torch.stack([there[:, :, 1:].any(-1), there[:, :, 0]], dim=-1))
+    assert not local[~seen].any() and (~seen).any(1).any()
+    grad = torch.randn_like(local)
+    gradients = [torch.autograd.grad(out, (bev, images), grad) for out in (local, expected)]
+    for actual, exact in zip(*gradients):
+        torch.testing.assert_close(actual, exact, rtol=0, atol=1e-5)
+
+
+def test_no_query_gathers_nothing():
+    bev, images, centers = local_inputs()
+    local, seen = gather_local(bev, images, centers[:, :0])
+    assert local.shape == (2, 0, 2, 4) and seen.shape == (2, 0, 2)
+
+
+def test_centers_that_do_not_fit():
+    bev, images, centers = local_inputs()
+    with pytest.raises(ValueError, match=r"centers has shape \(2, 11, 2, 2\), needs \(2, N, 3, 2\)"):
+        gather_local(bev, images, centers[:, :, :2])
+
+
+def test_weights_start_at_zero_and_learn():
+    generator = AQRWeightGenerator(16, hidden=8)
+    query, local, seen = torch.randn(2, 5, 16), torch.randn(2, 5, 2, 16), torch.rand(2, 5, 2) > 0.5
+    assert not generator(query, local, seen).any()
+    optimizer = torch.optim.SGD(generator.parameters(), lr=1.0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (generator(query, local, seen) - torch.tensor([0.5, -0.5])).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.01 and all(parameter.grad.any() for parameter in generator.parameters())
+
+
+def test_weights_know_what_is_seen_and_only_that():
+    generator = with_noise(AQRWeightGenerator(16, hidden=8))
+    query, local = torch.randn(1, 4, 16), torch.randn(1, 4, 2, 16)
+    seen = torch.tensor([[[1, 1], [1, 0], [0, 1], [0, 0]]], dtype=torch.bool)
+    weights = generator(query, local, seen)
+    changed = torch.where(seen[..., None], local, NAN)
+    assert torch.equal(generator(query, changed, seen), weights)
+    assert not torch.isclose(generator(query, local, ~seen), weights).any()
+    extreme = generator(query * 1e6, local * 1e6, seen)
+    assert extreme.abs().max() <= 1 and extreme.isfinite().all()
