@@ -129,12 +129,13 @@ def test_nobody_sees_masked_keys_and_unlisted_blocks(backend, dtype, device, gua
     assert out[[0, 1, 4]].any() and dkey[key_mask & ~unseen].all()
 
 
-def test_what_a_hostile_query_reaches(backend, device):
+@pytest.mark.parametrize("second", [NONE, 0])
+def test_what_a_hostile_query_reaches(backend, device, second):
     """NaN in one query spreads to its own result and to the gradients of the keys it sees, no further."""
     (query, key, value), grad = tensors(2, 5, 1, 16, 3, 6, device=device)
     hostile = query.detach().clone()
     hostile[0, 2] = float("nan")
-    table = torch.tensor([[0, NONE], [1, 2]], device=device)
+    table = torch.tensor([[0, second], [1, 2]], device=device)
     call = lambda *qkv: cross_camera_attention(*qkv, table, backend=backend)  # noqa: E731
     out, dquery, dkey, dvalue = with_gradients(call, [hostile.requires_grad_(), key, value], grad)
     assert out[0, 2].isnan().all() and dquery[0, 2].isnan().all()

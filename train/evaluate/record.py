@@ -21,7 +21,7 @@ from ..configs import experiment
 from ..trainer import load_weights
 from .completion import BASELINES, Score, evaluate_completion, scenarios
 
-SPEED, MEMORY, ACCURACY = 1.4, 0.5, 0.01  # what the documents claim of V2 against V1
+SPEED, MEMORY, ACCURACY = 1.2, 0.7, 0.01  # what the documents expect of a whole run, V2 against V1
 
 
 @dataclass
@@ -154,8 +154,8 @@ def verdicts(groups: dict[str, list[Run]]) -> list[list[str]]:
         mean = lambda runs, what: statistics.mean(getattr(run, what) for run in runs)  # noqa: E731
         speed = mean(groups[v2], "speed") / mean(groups[v1], "speed")
         memory = mean(groups[v2], "memory") / mean(groups[v1], "memory")
-        rows.append([f"{v2}: speed of a whole run +40 %", f"× {speed:.2f}", _verdict(speed >= SPEED)])
-        rows.append([f"{v2}: memory of a whole run −50 %", f"× {memory:.2f}", _verdict(memory <= MEMORY)])
+        rows.append([f"{v2}: speed of a whole run +20 to +40 %", f"× {speed:.2f}", _verdict(speed >= SPEED)])
+        rows.append([f"{v2}: memory of a whole run −30 to −50 %", f"× {memory:.2f}", _verdict(memory <= MEMORY)])
         rows.append([f"{v2}: completion as good as V1's", *_as_good(groups[v1], groups[v2])])
     return rows
 
