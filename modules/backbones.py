@@ -10,53 +10,42 @@ RESNET_TINY = dict(embedding_size=16, hidden_sizes=(16, 32, 64, 128), depths=(1,
 _STAGE_STRIDES = (4, 8, 16, 32)
 
 
-class ResNetFPN(nn.Module):
-    """ResNet (He et al. 2016, transformers' implementation) with a feature pyramid (Lin et al. 2017).
+class ResNet(nn.Module):
+    """ResNet (He et al. 2016, transformers' implementation).
 
     Args:
         resnet: the arguments of `transformers.ResNetConfig`: `RESNET50`, `RESNET_TINY` or one's own.
-        strides: of the levels returned, ascending powers of two from 4. (8, 16, 32, 64) in the design documents,
-            (4, 8, 16, 32) in upstream SparseDrive. Levels beyond 32 are strided convolutions of the one before.
-        channels: C of every level.
+        strides: of the maps returned, some of 4, 8, 16 and 32, ascending.
         weights: a local folder or a hub name with the ResNet's weights; None = random.
         frozen_stages: how many stages (the stem is stage 0) get no gradient and keep their statistics; −1 = none.
         norm_eval: every batch norm keeps its statistics in training too.
+
+    `channels` says how many channels each map has.
     """
 
     def __init__(
         self,
         resnet: dict = RESNET50,
         *,
-        strides: tuple[int, ...] = (8, 16, 32, 64),
-        channels: int = 256,
+        strides: tuple[int, ...] = _STAGE_STRIDES,
         weights: str | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
     ):
         super().__init__()
-        powers = all(stride in (4, 8, 16, 32, 64, 128) for stride in strides)
-        if not strides or not powers or any(b != 2 * a for a, b in zip(strides, strides[1:])) or strides[0] > 32:
-            raise ValueError(f"strides is {strides}, needs consecutive powers of two that begin between 4 and 32")
+        if not strides or tuple(strides) != tuple(stride for stride in _STAGE_STRIDES if stride in strides):
+            raise ValueError(f"strides is {strides}, needs some of {_STAGE_STRIDES}, ascending")
         self.strides, self.frozen_stages, self.norm_eval = tuple(strides), frozen_stages, norm_eval
-        stages = [index for index, stride in enumerate(_STAGE_STRIDES) if stride in strides]
+        stages = [_STAGE_STRIDES.index(stride) for stride in strides]
         config = ResNetConfig(**resnet, out_features=[f"stage{index + 1}" for index in stages])
         self.body = ResNetBackbone.from_pretrained(weights, config=config) if weights else ResNetBackbone(config)
-        self.lateral = nn.ModuleList(nn.Conv2d(config.hidden_sizes[index], channels, 1) for index in stages)
-        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in stages)
-        extra = len(strides) - len(stages)
-        self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra))
+        self.channels = tuple(config.hidden_sizes[index] for index in stages)
         for stage in self._frozen():
             stage.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """images (N, 3, H, W), normalised → one (N, channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
-        maps = [layer(x) for layer, x in zip(self.lateral, self.body(images).feature_maps)]
-        for finer, coarser in zip(reversed(maps[:-1]), reversed(maps[1:])):
-            finer += F.interpolate(coarser, size=finer.shape[-2:], mode="nearest")
-        levels = [layer(x) for layer, x in zip(self.smooth, maps)]
-        for layer in self.extra:
-            levels.append(layer(levels[-1]))
-        return levels
+        """images (N, 3, H, W), normalised → one (N, C, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
+        return list(self.body(images).feature_maps)
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -70,3 +59,67 @@ class ResNetFPN(nn.Module):
 
     def _frozen(self) -> list[nn.Module]:
         return [self.body.embedder, *self.body.encoder.stages][: self.frozen_stages + 1]
+
+
+class FPN(nn.Module):
+    """Feature pyramid (Lin et al. 2017).
+
+    Args:
+        in_channels: C of each map that comes in, each half the size of the one before.
+        channels: C of every level.
+        levels: how many to return, the finest first: fewer than maps come in, or more, each a strided convolution of
+            the one before; None = as many.
+    """
+
+    def __init__(self, in_channels: tuple[int, ...], channels: int = 256, *, levels: int | None = None):
+        super().__init__()
+        levels = len(in_channels) if levels is None else levels
+        if levels < 1:
+            raise ValueError(f"FPN: levels is {levels}, needs at least 1")
+        kept, extra = min(levels, len(in_channels)), max(levels - len(in_channels), 0)
+        self.lateral = nn.ModuleList(nn.Conv2d(before, channels, 1) for before in in_channels)
+        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(kept))
+        self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra))
+
+    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """One (N, C, H, W) for each of in_channels → `levels` maps (N, channels, H, W)."""
+        maps = [layer(x) for layer, x in zip(self.lateral, maps, strict=True)]
+        for finer, coarser in zip(reversed(maps[:-1]), reversed(maps[1:])):
+            finer += F.interpolate(coarser, size=finer.shape[-2:], mode="nearest")
+        levels = [layer(x) for layer, x in zip(self.smooth, maps)]
+        for layer in self.extra:
+            levels.append(layer(levels[-1]))
+        return levels
+
+
+class ResNetFPN(ResNet):
+    """`ResNet` with an `FPN` on top.
+
+    Args:
+        strides: of the levels returned, ascending powers of two from 4. (8, 16, 32, 64) in the design documents,
+            (4, 8, 16, 32) in upstream SparseDrive. Levels beyond 32 are strided convolutions of the one before.
+        channels: C of every level.
+        resnet, weights, frozen_stages, norm_eval: as for `ResNet`.
+    """
+
+    def __init__(
+        self,
+        resnet: dict = RESNET50,
+        *,
+        strides: tuple[int, ...] = (8, 16, 32, 64),
+        channels: int = 256,
+        weights: str | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+    ):
+        powers = all(stride in (4, 8, 16, 32, 64, 128) for stride in strides)
+        if not strides or not powers or any(b != 2 * a for a, b in zip(strides, strides[1:])) or strides[0] > 32:
+            raise ValueError(f"strides is {strides}, needs consecutive powers of two that begin between 4 and 32")
+        own = tuple(stride for stride in strides if stride in _STAGE_STRIDES)
+        super().__init__(resnet, strides=own, weights=weights, frozen_stages=frozen_stages, norm_eval=norm_eval)
+        self.fpn = FPN(self.channels, channels, levels=len(strides))
+        self.strides = tuple(strides)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """images (N, 3, H, W), normalised → one (N, channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
+        return self.fpn(super().forward(images))

@@ -11,6 +11,7 @@ import pickle
 from pathlib import Path
 
 import torch
+from torch import nn
 
 _TEMPORARY = ".writing"
 
@@ -122,3 +123,28 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source) -> None:
+    """`load_state_dict` with one line of error: CheckpointError names the first parameters that do not fit."""
+    own = model.state_dict()
+    wrong = [f"lacks {name}" for name in own if name not in weights]
+    wrong += [f"has {name}, the model does not" for name in weights if name not in own]
+    common = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    wrong += [f"has {name} as {tuple(weights[name].shape)}, needs {tuple(own[name].shape)}" for name in common]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{source} does not fit the model: it {'; '.join(wrong[:3])}{more}")
+    model.load_state_dict(weights)
+
+
+def take_weights(model: nn.Module, path: str | Path) -> str:
+    """Gives the model the weights of another run's checkpoint where names and shapes agree; says what it took."""
+    there, own = load(path)["model"], model.state_dict()
+    fitting = {name: value for name, value in there.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise CheckpointError(f"{path} has no weight that fits the model")
+    model.load_state_dict(fitting, strict=False)
+    parts = sorted({name.split(".")[0] for name in own if name not in fitting})
+    rest = f"; not found there: some of {', '.join(parts)}" if parts else ""
+    return f"began with {len(fitting)} of {len(own)} tensors from {path}{rest}"

@@ -78,7 +78,10 @@ class Experiment:
     metric_mode: Literal["min", "max"] = "min"
 
     def build_model(self):
-        """The network: `model(batch)` returns an object with `losses`, a dict of unweighted scalars."""
+        """The network: `model(batch)` returns an object with `losses`, a dict of unweighted scalars.
+
+        It may have `figures` too, a dict of scalars to log beside the losses.
+        """
         raise NotImplementedError
 
     def build_data(self):

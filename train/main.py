@@ -20,7 +20,7 @@ from rigfuse.train.command_line import Parser
 from rigfuse.train.config import Experiment, apply_options, diff, dumps, to_dict, update
 from rigfuse.train.configs import EXPERIMENTS, experiment
 from rigfuse.train.distributed import World, is_lost_rank, wait_for_all, world
-from rigfuse.train.trainer import Trainer, TrainingError, load_weights
+from rigfuse.train.trainer import Trainer, TrainingError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,6 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", metavar="ROOT", help="a folder in nuScenes format; default: the built-in drive")
     add("--cfg-options", metavar="KEY=VALUE", nargs="+", default=[], help="settings to change, like run.epochs=2")
     add("--resume", metavar="CKPT", nargs="?", const="auto", help="continue from a checkpoint; auto: the newest if any")
+    add("--weights", metavar="CKPT", help="begin with the weights of another run, where names and shapes agree")
     add("--eval-only", metavar="CKPT", help="evaluate a checkpoint, with the settings it was trained with")
     add("--deterministic", action="store_true", help="two runs give bitwise equal weights")
     add("--profile", action="store_true", help="for nsys --capture-range=cudaProfilerApi: record run.profile_steps")
@@ -73,7 +74,7 @@ def train(settings: Experiment, folder: Path, here: World, chosen: argparse.Name
     with _errors_in_one_line():
         resume = resume_from(chosen.resume, folder)
         wait_for_all()  # no rank writes before all have looked
-        trainer = Trainer(settings, folder, here, resume=resume, profile=chosen.profile)
+        trainer = Trainer(settings, folder, here, resume=resume, profile=chosen.profile, weights=chosen.weights)
     if here.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(dumps(settings) + "\n")
@@ -92,7 +93,7 @@ def train(settings: Experiment, folder: Path, here: World, chosen: argparse.Name
 def evaluate(settings: Experiment, folder: Path, here: World, state: dict, source: str) -> None:
     with _errors_in_one_line():
         trainer = Trainer(settings, folder, here)
-        load_weights(trainer.model, state["model"], source)
+        checkpoint.load_weights(trainer.model, state["model"], source)
     figures = trainer.evaluate()
     if here.is_main:
         print(json.dumps(figures, indent=2))

@@ -54,6 +54,18 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     return list(groups.values())
 
 
+def set_training(model: nn.Module) -> None:
+    """`model.train()`, but a module whose parameters are all frozen stays in evaluation.
+
+    So its batch norms keep their statistics and it drops nothing: what is frozen computes the same in every step.
+    """
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     groups = parameter_groups(model, config)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)

@@ -25,7 +25,7 @@ from . import checkpoint
 from .config import Experiment, diff, to_dict
 from .distributed import World, sum_over_ranks, wait_for_all
 from .log import Meter, RunLog, peak_memory
-from .optim import build_optimizer, build_schedule
+from .optim import build_optimizer, build_schedule, set_training
 
 
 class TrainingError(RuntimeError):
@@ -77,6 +77,7 @@ class Trainer:
         world: this process among the ranks.
         resume: a checkpoint to continue from.
         profile: start and stop CUDA's profiler round `run.profile_steps`.
+        weights: a checkpoint of another run to begin with, see `checkpoint.take_weights`; nothing when resuming.
 
     Raises:
         ValueError: settings that do not fit the model or the data. checkpoint.CheckpointError: `resume` cannot be used.
@@ -89,29 +90,31 @@ class Trainer:
         world: World,
         resume: str | Path | None = None,
         profile: bool = False,
+        weights: str | Path | None = None,
     ):
         self.experiment, self.run, self.world, self.profile = experiment, experiment.run, world, profile
         self.folder, self.counters = Path(folder), Counters()
-        self._stop, self._bad_files, self._saved_step = False, {}, -1
+        self._stop, self._bad_files, self._saved_step, self._figures = False, {}, -1, {}
         torch.manual_seed(self.run.seed)
         torch.use_deterministic_algorithms(self.run.deterministic)
         torch.backends.cudnn.benchmark = not self.run.deterministic
         self._build_loaders()
         self.model = experiment.build_model().to(world.device)
+        self.begun = [] if weights is None or resume else [checkpoint.take_weights(self.model, weights)]
         self.optimizer = build_optimizer(self.model, experiment.optim)
         self.total = self.batches.steps * self.run.epochs
         self.schedule = build_schedule(self.optimizer, experiment.schedule, self.total)
         self.amp = getattr(torch, self.run.amp)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp == torch.float16)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.resumed = self._load(resume) if resume is not None else []
+        self.begun += self._load(resume) if resume is not None else []
         self.network = DistributedDataParallel(self.model) if world.size > 1 else self.model
 
     def fit(self) -> dict[str, float]:
         """Trains to the end and returns the last evaluation's figures. SystemExit(143) after a SIGTERM, once saved."""
         main = self.world.is_main
         self.log = RunLog(self.folder if main else None, self.total, self.counters.step, self.run.tensorboard)
-        for line in self.resumed:
+        for line in self.begun:
             self.log.say(line)
         figures = {}
         try:
@@ -136,7 +139,7 @@ class Trainer:
     # ---- one epoch, one step
 
     def _train_epoch(self):
-        self.model.train()
+        set_training(self.model)
         self.batches.epoch, self.batches.start = self.counters.epoch, self.counters.batch
         if len(self.batches):
             with closing(iter(_OnDevice(self.training, self))) as batches:  # ends its workers at once
@@ -185,7 +188,8 @@ class Trainer:
 
     def _forward(self, batch):
         with self._autocast():
-            losses = self.network(batch).losses
+            output = self.network(batch)
+        losses, self._figures = output.losses, getattr(output, "figures", {})
         weights = self.experiment.losses
         for name in losses:
             if name not in weights:
@@ -243,10 +247,11 @@ class Trainer:
         return figures
 
     def _record(self, losses, rate, norm):
-        """Each loss on its own, and the learning rate of each group."""
+        """Each loss on its own, the learning rate of each group, and what the model shows of its last batch."""
         figures = {"loss": sum(self.experiment.losses[name] * value for name, value in losses.items())}
         figures |= {f"losses/{name}": value for name, value in losses.items()}
         figures |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        figures |= {name: value.item() for name, value in self._figures.items()}
         figures |= {"grad_norm": norm.item(), "skipped": self.counters.skipped, "speed/it_per_s": rate}
         figures |= {"memory/peak_mib": peak_memory(self.world.device), "bad_files": len(self._bad_files)}
         self.log.record(self.counters.step, self.counters.epoch, figures)
@@ -271,7 +276,7 @@ class Trainer:
         elif counters.batch and here != there:
             was, now = (f"{shape['batches']} batches of {shape['items']} items" for shape in (there, here))
             raise checkpoint.CheckpointError(f"{path} is from the middle of an epoch of {was}, this run has {now}")
-        load_weights(self.model, state["model"], path)
+        checkpoint.load_weights(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if state["scaler"]:  # empty unless it was float16
@@ -372,19 +377,6 @@ def hash_seed(*numbers: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
         state ^= state >> 31
     return state >> 1
-
-
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source) -> None:
-    """`load_state_dict` with one line of error: CheckpointError names the first parameters that do not fit."""
-    own = model.state_dict()
-    wrong = [f"lacks {name}" for name in own if name not in weights]
-    wrong += [f"has {name}, the model does not" for name in weights if name not in own]
-    common = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    wrong += [f"has {name} as {tuple(weights[name].shape)}, needs {tuple(own[name].shape)}" for name in common]
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise checkpoint.CheckpointError(f"{source} does not fit the model: it {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(weights)
 
 
 def _outlive_sigterm(worker: int) -> None:

@@ -66,6 +66,21 @@ def test_resume_is_bit_exact(tmp_path, workers, stop):
     assert figures(tmp_path / "part", stop) == figures(tmp_path / "whole", stop)
 
 
+def test_a_run_begins_with_anothers_weights_where_they_fit(tmp_path):
+    train(tmp_path / "first", "run.epochs=1")
+    source = tmp_path / "first" / "checkpoints" / "last.pt"
+    there = last(tmp_path / "first")["model"]
+    trainer = Trainer(toy(), tmp_path / "second", World(), weights=source)
+    assert_same(dict(trainer.model.state_dict()), dict(there))
+    assert trainer.counters.step == 0 and trainer.begun == [
+        f"began with {len(there)} of {len(there)} tensors from {source}"
+    ]
+    wider = Trainer(toy("model.width=9"), tmp_path / "third", World(), weights=source)
+    took = [name for name, value in wider.model.state_dict().items() if value.shape == there[name].shape]
+    assert 0 < len(took) < len(there) and all(torch.equal(wider.model.state_dict()[n], there[n]) for n in took)
+    assert f"{len(took)} of {len(there)} tensors" in wider.begun[0] and "not found there: some of" in wider.begun[0]
+
+
 def test_a_resume_with_another_batch_size_is_refused_mid_epoch(tmp_path):
     train(tmp_path, "run.checkpoint_steps=5", "run.keep=9", "run.epochs=1")
     middle, end = (tmp_path / "checkpoints" / f"step-{step:08d}.pt" for step in (5, 12))

@@ -2,9 +2,9 @@
 
 from ..command_line import nearest
 from ..config import Experiment
-from . import completion
+from . import completion, detection
 
-EXPERIMENTS = {**completion.EXPERIMENTS}
+EXPERIMENTS = {**completion.EXPERIMENTS, **detection.EXPERIMENTS}
 
 
 def experiment(name: str) -> Experiment:

@@ -18,7 +18,6 @@ from ...modules.completion.cascade import CompletionCascade, RigWindow
 from .. import checkpoint
 from ..config import Experiment, update
 from ..configs import experiment
-from ..trainer import load_weights
 from .completion import BASELINES, Score, evaluate_completion, scenarios
 
 SPEED, MEMORY, ACCURACY = 1.2, 0.7, 0.01  # what the documents expect of a whole run, V2 against V1
@@ -72,7 +71,8 @@ def load_run(folder: Path, windows: int, data: str | None, device: torch.device,
             progress(f"{folder.name}: window {count} of {len(chosen)}")
             yield settings.collate([validation[0, index]]).to(device)
 
-    scores = evaluate_completion(model, batches(), scenarios(model.dropout.cameras, settings.data.history))
+    which = scenarios(model.dropout.cameras, settings.data.history)
+    scores = evaluate_completion(model, batches(), which, settings.model.temporal.depths)
     scale = model.temporal.stride if model.temporal is not None else max(model.backbone.strides)
     return Run(folder, settings, log, [score for score in scores if score.stride == scale])
 
@@ -92,7 +92,7 @@ def _restore(folder, data, device):
     if data:
         settings.data.root = data
     model = settings.build_model().to(device)
-    load_weights(model, state["model"], folder)
+    checkpoint.load_weights(model, state["model"], folder)
     return settings, model
 
 
