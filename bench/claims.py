@@ -1,4 +1,4 @@
-"""The documents' claims about V2 against V1, each with the figure that this run found."""
+"""The documents' claims about V2 against V1 and about frozen branches, each with the figure that this run found."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from .workload import MODE_NAMES, MODES, STEP
 
 SPEED, MEMORY = 1.4, 0.5
 STEP_SPEED, STEP_MEMORY = 1.2, 0.7  # of a whole run
+FROZEN_SPEED, FROZEN_MEMORY = 1.3, 0.7  # of the detector with frozen branches
 EQUAL = 256  # multiples of the dtype's epsilon within which results count as equal
 CASE = "documents"  # the size that the claims were made for
 
@@ -40,6 +41,20 @@ def judge(outcome: Outcome, cases: Iterable[str], modes: Iterable[str], epsilon:
     return [*claims, *_step(outcome, table), _equality(outcome, epsilon)]
 
 
+def judge_detector(outcome: Outcome) -> list[Claim]:
+    """What the documents expect of freezing the detector's branches."""
+    table, pair = Table(outcome.rows), ("unfrozen", "frozen")
+    cases = [case for _, case in outcome.sizes]
+    if not cases:
+        return []
+    place = ("step", CASE if CASE in cases else cases[0], STEP)
+    found = [
+        _memory(table, place, "memory −30 % expected, a training step with frozen branches", FROZEN_MEMORY, pair),
+        _speed(table, place, "speed +30 % expected, a training step with frozen branches", FROZEN_SPEED, pair),
+    ]
+    return [replace(claim, expected=True) for claim in found]
+
+
 def _step(outcome, table):
     """What the documents expect of the whole run."""
     cases = [case for scope, case in outcome.sizes if scope == "step"]
@@ -63,22 +78,22 @@ def _keys(outcome, cases, case):
     return Claim(text, f"{v2:,} instead of {v1:,} ({case})", holds)
 
 
-def _memory(table, place, text, most):
+def _memory(table, place, text, most, pair=("v1", "v2")):
     scope, case, mode = place
-    v1, v2 = (table.get(scope, case, name, mode, "peak_bytes") for name in ("v1", "v2"))
-    if v1 is None or v2 is None:
+    before, after = (table.get(scope, case, name, mode, "peak_bytes") for name in pair)
+    if before is None or after is None:
         return Claim(text, "—", None)
-    ratio = v2.value / v1.value
-    figure = f"{_change(ratio)}: {v2.value / 1e6:.1f} MB instead of {v1.value / 1e6:.1f} MB ({case})"
+    ratio = after.value / before.value
+    figure = f"{_change(ratio)}: {after.value / 1e6:.1f} MB instead of {before.value / 1e6:.1f} MB ({case})"
     return Claim(text, figure, ratio <= most)
 
 
-def _speed(table, place, text, least):
+def _speed(table, place, text, least, pair=("v1", "v2")):
     scope, case, mode = place
-    v1, v2 = (table.get(scope, case, name, mode, "time_ms") for name in ("v1", "v2"))
-    if v1 is None or v2 is None:
+    before, after = (table.get(scope, case, name, mode, "time_ms") for name in pair)
+    if before is None or after is None:
         return Claim(text, "—", None)
-    ratio = paired_ratio(v1.samples, v2.samples)
+    ratio = paired_ratio(before.samples, after.samples)
     spread = f"{ratio.p20:.2f}–{ratio.p80:.2f}"
     figure = f"{_change(ratio.median)}: {ratio.median:.2f} times as fast, 20th to 80th percentile {spread} ({case})"
     return Claim(text, figure, ratio.median >= least)

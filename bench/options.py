@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..train.data import Drive, open_drives
-from . import compare
+from . import compare, detector
 from .cases import CASES, default_cases, suits
 from .operations import OPERATIONS
 from .operations.operation import PLAIN, SCOPE
@@ -70,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to measure")
     what.add_argument("--compare", nargs="+", metavar="PROVIDER", help="compare these; the first is the baseline")
     what.add_argument("--op", metavar="NAME", help="measure one operation against its peers")
+    what.add_argument("--detector", action="store_true", help="a training step of it, branches frozen or not")
     what.add_argument("--list", action="store_true", help="show every provider, scope, case and operation")
     how = parser.add_argument_group("how")
     how.add_argument("--scope", nargs="+", metavar="SCOPE", help="with --compare (default: all of them)")
@@ -114,29 +115,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def resolve(arguments: argparse.Namespace) -> Request:
     """Checks everything before anything runs."""
-    if (arguments.compare is None) == (arguments.op is None):
-        raise UsageError("choose one of --compare PROVIDER …, --op NAME, --list; for example --compare v1 v2")
+    given = [name for name in _SUBJECTS if getattr(arguments, name)]
+    if len(given) != 1:
+        choices = "--compare PROVIDER …, --op NAME, --list, --detector"
+        raise UsageError(f"choose one of {choices}; for example --compare v1 v2")
     device = _device(arguments.device)
-    if arguments.op is None:
-        subject = compare.SUBJECT
-        providers = tuple(choose("provider", name, compare.PROVIDERS) for name in dict.fromkeys(arguments.compare))
-        places = _compared(arguments, device)
-    else:
-        subject = choose("operation", arguments.op, OPERATIONS)
-        operation = OPERATIONS[subject]
-        for option in ("scope", "data"):
-            if getattr(arguments, option):
-                raise UsageError(f"--{option} goes with --compare, not with --op")
-        providers = (PLAIN, *(name for name in operation.providers if name != PLAIN))
-        flags = {name: (name in operation.quick, name in operation.heavy, name != "tiny") for name in operation.cases}
-        cases = [name for name, flag in flags.items() if _belongs(*flag, arguments, device)]
-        places = [(SCOPE, choose("case", name, operation.cases)) for name in arguments.case or cases]
+    subject, providers, places = _SUBJECTS[given[0]](arguments, device)
     if arguments.mode:
         mode = choose("mode", arguments.mode, MODE_NAMES)
         places = [place for place in places if (place[0] == "step") == (mode == STEP)]
         if not places:
             raise UsageError(f"--mode {mode}: the scope step has the mode step and no other; nothing else has it")
-    if arguments.check_claims and not {"v1", "v2"} <= set(providers):
+    if arguments.check_claims and subject != detector.SUBJECT and not {"v1", "v2"} <= set(providers):
         raise UsageError("--check-claims needs --compare v1 v2")
     if arguments.profile and (arguments.check_claims or arguments.against):
         raise UsageError("--profile measures nothing; leave --check-claims and --against out")
@@ -159,8 +149,9 @@ def resolve(arguments: argparse.Namespace) -> Request:
     )
 
 
-def _compared(arguments, device) -> list[tuple[str, str]]:
-    """Scope and case of everything to compare, case by case."""
+def _compared(arguments, device):
+    """Subject, providers, and scope and case of everything to compare, case by case."""
+    providers = tuple(choose("provider", name, compare.PROVIDERS) for name in dict.fromkeys(arguments.compare))
     named = {choose("scope", name, compare.SCOPES) for name in arguments.scope or ()}
     scopes = [name for name in compare.SCOPES if not named or name in named]
     cases = {scope: default_cases(scope, arguments.quick, device) for scope in scopes}
@@ -169,7 +160,33 @@ def _compared(arguments, device) -> list[tuple[str, str]]:
         cases = {scope: [c for c in given if scope in named or suits(scope, CASES[c], device)] for scope in scopes}
     places = [(scope, case) for scope in scopes for case in cases[scope]]
     order = list(dict.fromkeys(arguments.case or CASES))
-    return sorted(places, key=lambda place: order.index(place[1]))
+    return compare.SUBJECT, providers, sorted(places, key=lambda place: order.index(place[1]))
+
+
+def _operated(arguments, device):
+    subject = choose("operation", arguments.op, OPERATIONS)
+    operation = OPERATIONS[subject]
+    _refuse(("scope", "data"), arguments, "--op")
+    providers = (PLAIN, *(name for name in operation.providers if name != PLAIN))
+    flags = {name: (name in operation.quick, name in operation.heavy, name != "tiny") for name in operation.cases}
+    cases = [name for name, flag in flags.items() if _belongs(*flag, arguments, device)]
+    return subject, providers, [(SCOPE, choose("case", name, operation.cases)) for name in arguments.case or cases]
+
+
+def _detected(arguments, device):
+    _refuse(("scope",), arguments, "--detector")
+    cases = arguments.case or detector.default_cases(arguments.quick, device)
+    places = [(detector.SCOPE, choose("case", name, detector.CASES)) for name in cases]
+    return detector.SUBJECT, tuple(detector.PROVIDERS), places
+
+
+_SUBJECTS = dict(compare=_compared, op=_operated, detector=_detected)
+
+
+def _refuse(options, arguments, subject):
+    for option in options:
+        if getattr(arguments, option):
+            raise UsageError(f"--{option} goes with --compare, not with {subject}")
 
 
 def _belongs(quick, heavy, default, arguments, device):

@@ -111,7 +111,7 @@ def _floor(floor: float | None, row: Row | None) -> str:
 
 def claims_table(claims: Sequence[Claim]) -> TextTable:
     rows = [[claim.text, claim.figure, claim.verdict] for claim in claims]
-    return TextTable("The documents' claims, V2 against V1", ["claim", "figure", "verdict"], 3, rows)
+    return TextTable("The documents' claims", ["claim", "figure", "verdict"], 3, rows)
 
 
 def skipped_table(skipped: Sequence[Skipped]) -> TextTable:

@@ -1,4 +1,4 @@
-"""Measures V2 against V1, or one operation against its peers. `python bench/run.py --help`, `--list`.
+"""Measures V2 against V1, an operation against its peers, or the detector. `python bench/run.py --help`, `--list`.
 
 Exit status: 0 done; 1 a result was wrong, nothing could be measured, or (with --check-claims) a claim does not hold;
 2 the command line is mistaken.
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rigfuse.bench import claims, compare, facts, plots, report, results
+from rigfuse.bench import claims, compare, detector, facts, plots, report, results
 from rigfuse.bench.cases import CASES
 from rigfuse.bench.floors import measure_machine
 from rigfuse.bench.operations import OPERATIONS, make_workload
@@ -32,6 +32,8 @@ def workloads(request: Request, skip: Callable[[Skipped], None] = lambda skipped
         try:
             if request.subject == compare.SUBJECT:
                 yield compare.make_workload(scope, CASES[case], request.providers, request.device, request.drives)
+            elif request.subject == detector.SUBJECT:
+                yield detector.make_workload(detector.CASES[case], request.providers, request.device, request.drives)
             else:
                 yield make_workload(OPERATIONS[request.subject], case, request.device)
         except Unavailable as reason:
@@ -68,6 +70,8 @@ def tables(request: Request, outcome: Outcome, judged: list[claims.Claim]) -> li
 
 
 def judge(request: Request, outcome: Outcome) -> list[claims.Claim]:
+    if request.subject == detector.SUBJECT:
+        return claims.judge_detector(outcome)
     if not {"v1", "v2"} <= set(request.providers):
         return []
     return claims.judge(outcome, request.cases, request.modes, torch.finfo(request.dtype).eps)
@@ -142,6 +146,9 @@ def show_list(console: Console) -> None:
         numbers = [f"{height}×{width}", str(case.moments), str(case.batch), "yes" if case.quick else ""]
         cases.append([case.name, case.about, *numbers])
     report.TextTable("--case CASE …", ["case", "what it is", "cells", "T", "B", "--quick"], 2, cases).print(console)
+    detectors = [[name, provider.about] for name, provider in detector.PROVIDERS.items()]
+    detectors += [[f"--case {case.name}", case.about] for case in detector.CASES.values()]
+    report.TextTable("--detector", ["provider, case", "what it is"], 2, detectors).print(console)
     operations = [[name, ", ".join(op.providers), ", ".join(op.cases)] for name, op in OPERATIONS.items()]
     report.TextTable("--op NAME", ["operation", "measured", "cases"], 3, operations).print(console)
 

@@ -41,7 +41,7 @@ class TrainingStep(Call):
     def step(self, mode: str) -> tuple[torch.Tensor, ...]:
         losses = self.forward()
         losses[0].backward()
-        nn.utils.clip_grad_norm_(list(self.leaves.values()), self.clip)
+        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return tuple(loss.detach() for loss in losses)
