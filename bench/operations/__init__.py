@@ -1,6 +1,6 @@
 """One operation against its peers: `python bench/run.py --op NAME`."""
 
-from . import attention, fusion, importance, warp, window_bias
+from . import attention, bias_softmax, fusion, importance, warp, window_bias
 from .operation import Operation, make_workload
 
 OPERATIONS: dict[str, Operation] = {
@@ -10,6 +10,7 @@ OPERATIONS: dict[str, Operation] = {
         warp.BEV_WARP,
         attention.CROSS_CAMERA_ATTENTION,
         window_bias.WINDOW_BIAS_ATTENTION,
+        bias_softmax.BIAS_SOFTMAX,
         fusion.GATED_FUSION,
         importance.TRAJECTORY_IMPORTANCE,
     )

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from ...kernels import TokenMap, window_bias_attention
-from .operation import Inputs, Operation
+from ..workload import Unavailable
+from .operation import Inputs, Operation, require_cuda
 
 _LIMITS = dict(min_scale=0.5, max_scale=5.0, max_bias=5.0)
 
@@ -39,11 +40,15 @@ def toolkit(query, key, value, centers, weights, bias_scale, maps):
     return window_bias_attention(query, key, value, centers, weights, bias_scale, maps=maps, **_LIMITS)
 
 
+def strength(weights, bias_scale):
+    """(B, Lq, maps): the bias in each window."""
+    scale = bias_scale.clamp(_LIMITS["min_scale"], _LIMITS["max_scale"])
+    return (scale * weights).clamp(-_LIMITS["max_bias"], _LIMITS["max_bias"])
+
+
 def dense_bias(centers, weights, bias_scale, maps):
     """(B, Lq, Lk), zero outside the windows."""
-    scale = bias_scale.clamp(_LIMITS["min_scale"], _LIMITS["max_scale"])
-    strengths = (scale * weights).clamp(-_LIMITS["max_bias"], _LIMITS["max_bias"])
-    parts = []
+    strengths, parts = strength(weights, bias_scale), []
     for m, (height, width, window) in enumerate(maps):
         left = (centers[:, :, m] + 0.5).floor() - window // 2  # (B, Lq, 2); NaN compares false everywhere
         inside = [
@@ -70,6 +75,59 @@ def biased_sdpa(query, key, value, centers, weights, bias_scale, maps):
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
 
 
+def sdpa_by(name):
+    """A peer: the same by one of PyTorch's fused kernels. Its flash kernel takes no mask."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def run(*arguments):
+        with sdpa_kernel(getattr(SDPBackend, name)):
+            return biased_sdpa(*arguments)
+
+    def prepare(inputs):
+        require_cuda(inputs)
+        return run
+
+    return prepare
+
+
+def flex(inputs: Inputs):
+    """FlexAttention with the windows as its score_mod. What belongs to a key is made beforehand, in the peer's favour.
+
+    The scale reaches it inside the windows' strengths: a captured number of no dimension has no gradient there.
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if inputs.device.type == "cpu":
+        raise Unavailable("FlexAttention computes no gradients on the CPU")
+    attention = torch.compile(flex_attention, dynamic=False)
+    map_of, x_of, y_of = (place.to(inputs.grad.device) for place in _places(inputs.arguments["maps"]))
+
+    def run(query, key, value, centers, weights, bias_scale, maps):
+        windows = torch.tensor([token_map.window for token_map in maps], device=query.device)
+        first = (centers + 0.5).floor() - windows[:, None] // 2  # (B, Lq, maps, 2)
+        strengths = strength(weights, bias_scale)
+
+        def add_bias(score, b, head, i, j):
+            m = map_of[j]
+            x, y, window = x_of[j] - first[b, i, m, 0], y_of[j] - first[b, i, m, 1], windows[m]
+            inside = (x >= 0) & (x < window) & (y >= 0) & (y < window)
+            return score + torch.where(inside, strengths[b, i, m], 0.0)
+
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        return attention(query, key, value, score_mod=add_bias).transpose(1, 2)
+
+    return run
+
+
+def _places(maps):
+    """Of every key: the number of its map, its column, its row."""
+    parts = []
+    for m, (height, width, _) in enumerate(maps):
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        parts.append(torch.stack([torch.full_like(x, m), x, y]).flatten(1))
+    return torch.cat(parts, dim=1)
+
+
 _CMT = dict(queries=900, bev=128, pers_height=20, pers_width=50, heads=8, dim=32)
 WINDOW_BIAS_ATTENTION = Operation(
     name="window_bias_attention",
@@ -82,7 +140,13 @@ WINDOW_BIAS_ATTENTION = Operation(
     make_inputs=make_inputs,
     function=toolkit,
     eager=eager,
-    peers=dict(sdpa=lambda inputs: biased_sdpa),
+    peers={
+        "sdpa": lambda inputs: biased_sdpa,  # which PyTorch chooses
+        "sdpa-math": sdpa_by("MATH"),
+        "sdpa-efficient": sdpa_by("EFFICIENT_ATTENTION"),
+        "sdpa-cudnn": sdpa_by("CUDNN_ATTENTION"),
+        "flex": flex,
+    },
     quick=("cmt-sixteenth",),
     heavy=("cmt",),
     axis="queries",

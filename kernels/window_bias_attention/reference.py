@@ -1,9 +1,9 @@
 """The mathematics in plain PyTorch, for any float dtype and device, some rows of a map at a time.
 
-The keys of a chunk belong to one map, so its bias is one window a query. Chunks are joined by the logarithms of their
-sums; backward needs no joining, because the final output and sum are right for every chunk alone. The bias of a chunk
-is small and shared by the heads; the scores of a chunk never exist on the CPU, whose flash attention does the bulk.
-Only the bias's own gradient needs some of them again: those of the queries whose window touches the chunk.
+A window touches few chunks of the keys. The queries whose window touches a chunk attend to it with their bias, in
+blocks, scores and all. For all others the chunk is plain attention; on the CPU PyTorch's flash kernel does it, the
+faster for having no mask to read. Forward joins the chunks by the logarithms of their sums. Backward needs no joining:
+the final output and sum are right for every chunk alone.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,13 @@ import torch
 
 from .._runtime.launch import accumulator_dtype
 
-CHUNK = 2048  # keys
+CHUNK = 1024  # keys
+BLOCK = 1 << 20  # scores of all heads
+
+# MKL's exp and log set themselves up at their first call. Where two threads share that call, one may compute its half
+# to four digits only, and no later call gives the same bits.
+for _dtype in (torch.float32, torch.float64):
+    torch.ones(1, dtype=_dtype).exp().log()
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -36,27 +42,73 @@ def _chunks(maps):
         start += height * width
 
 
-def _inside(centers, chunk):
-    """Which rows, (B, Lq, rows), and which columns, (B, Lq, width), of the chunk lie in each query's window."""
-    first = torch.floor(centers[:, :, chunk.map] + 0.5) - chunk.window // 2
+class _Windows(NamedTuple):
+    """The windows that touch a chunk: whose, (n,), and cells of the chunk, (n, cells), of which those inside count."""
 
-    def inside(first, begin, end):  # in floating point: NaN and infinity are never inside
-        offset = torch.arange(begin, end, dtype=first.dtype, device=first.device) - first[..., None]
-        return (offset >= 0) & (offset < chunk.window)
+    queries: torch.Tensor
+    cells: torch.Tensor
+    inside: torch.Tensor
 
-    return inside(first[..., 1], *chunk.rows), inside(first[..., 0], 0, chunk.width)
+    def add_bias(self, scores, values):
+        """Each query's of `values`, (n,), to its scores in the window, of (heads, n, keys)."""
+        cells = self.cells.expand(len(scores), -1, -1)
+        bias = torch.where(self.inside, values[:, None], 0)
+        scores.scatter_(2, cells, scores.gather(2, cells) + bias)
+
+    def sum(self, scores):
+        """(n,) over the heads and the window."""
+        in_window = scores.gather(2, self.cells.expand(len(scores), -1, -1)).sum(0)
+        return torch.where(self.inside, in_window, 0).sum(-1)
+
+    def split(self, size):
+        return map(_Windows, *(tensor.split(size) for tensor in self))
 
 
-def _bias(rows, columns, value):
-    """(B, Lq, keys): `value` (B, Lq) in the window, 0 elsewhere."""
-    in_rows = torch.where(rows, value[..., None], 0)
-    return torch.where(columns[:, :, None, :], in_rows[..., None], 0).flatten(2)
+def _windows(centers, chunk):
+    """The windows round `centers`, (Lq, 2), that touch the chunk, and the numbers of all other queries."""
+    left, top = (torch.floor(centers + 0.5) - chunk.window // 2).unbind(-1)
+    touches = _touch(left, 0, chunk.width, chunk.window) & _touch(top, *chunk.rows, chunk.window)
+    queries, others = (which.nonzero()[:, 0] for which in (touches, ~touches))
+    x, x_inside = _cells(left[queries], 0, chunk.width, chunk.window)
+    y, y_inside = _cells(top[queries], *chunk.rows, chunk.window)
+    cells = (y[:, :, None] - chunk.rows[0]) * chunk.width + x[:, None]
+    inside = y_inside[:, :, None] & x_inside[:, None]
+    return _Windows(queries, cells.flatten(1), inside.flatten(1)), others
 
 
-def _heads_first(tensor, dtype):
-    """(B, heads, length, dim), as the flash kernel wants it: the last dimension dense."""
-    tensor = tensor.to(dtype).transpose(1, 2)
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+def _touch(first, begin, end, window):
+    """In floating point: NaN and infinity touch nothing."""
+    return (first < end) & (first + window > begin)
+
+
+def _cells(first, begin, end, window):
+    """For each window from `first` on: as many cells in begin … end as can lie in one, and which of them do."""
+    start = first.clamp(begin, max(begin, end - window))
+    cells = start[:, None] + torch.arange(min(window, end - begin), device=first.device)
+    return cells.long(), (cells >= first[:, None]) & (cells < first[:, None] + window)
+
+
+def _has_flash(tensor):
+    return tensor.device.type == "cpu"
+
+
+def _walk(key, value, centers, maps, dtype):
+    """Every chunk, its keys and values (heads, keys, dim), and the queries that attend to it together, in blocks.
+
+    A block is the numbers of its queries and their windows, or None where these do not touch the chunk.
+    """
+    for chunk in _chunks(maps):
+        k, v = (tensor[chunk.keys].to(dtype).transpose(0, 1).contiguous() for tensor in (key, value))
+        windows, others = _windows(centers[:, chunk.map], chunk)
+        size = max(1, BLOCK // (k.shape[0] * k.shape[1]))
+        blocks = [(queries, None) for queries in others.split(max(1, len(others)) if _has_flash(k) else size)]
+        blocks += [(block.queries, block) for block in windows.split(size)]
+        yield chunk, k, v, [block for block in blocks if len(block[0])]
+
+
+def _rows(tensor, queries):
+    """(heads, n, dim) from (Lq, heads, dim)."""
+    return tensor.index_select(0, queries).transpose(0, 1)
 
 
 def _unclamped(weights, bias_scale, min_scale, max_scale, dtype):
@@ -68,38 +120,47 @@ def forward(
     query, key, value, centers, weights, bias_scale, maps, min_scale, max_scale, max_bias, scale
 ):  # fmt: skip
     dtype = accumulator_dtype(query.dtype)
-    q = _heads_first(query, dtype)
-    out, total = torch.zeros_like(q), q.new_zeros(q.shape[:3])
-    largest = torch.full_like(total, -torch.inf)
-    if q.numel() == 0:
-        return out.transpose(1, 2).to(query.dtype).contiguous(), total
+    q = query.to(dtype)
+    out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[0], q.shape[2], q.shape[1])
     values = _unclamped(weights, bias_scale, min_scale, max_scale, dtype)[2].clamp(-max_bias, max_bias)
-    for chunk in _chunks(maps):
-        bias = _bias(*_inside(centers, chunk), values[:, :, chunk.map])
-        k_chunk, v_chunk = (_heads_first(tensor[:, chunk.keys], dtype) for tensor in (key, value))
-        part, part_lse = _attend(q, k_chunk, v_chunk, bias, scale)
+    for b in range(len(q)) if q.numel() else ():
+        _forward_one(q[b], key[b], value[b], centers[b], values[b], maps, scale, out[b], lse[b])
+    return out.to(query.dtype), lse
+
+
+def _forward_one(q, key, value, centers, values, maps, scale, out, lse):
+    """Fills zeros, `out` (Lq, heads, dim) and `lse` (heads, Lq), for one element of the batch."""
+    total, largest = q.new_zeros(q.shape[:2]), q.new_full(q.shape[:2], -torch.inf)
+    part, part_lse = torch.empty_like(out), torch.empty_like(total)
+    for chunk, k, v, blocks in _walk(key, value, centers, maps, q.dtype):
+        for queries, windows in blocks:
+            rows = _rows(q, queries)
+            if windows is None and _has_flash(q):
+                attended = [result[0] for result in _flash(rows[None], k[None], v[None], scale=scale)]
+            else:
+                attended = _attend(_scores(rows * scale, k, windows, values[queries, chunk.map]), v)
+            for whole, result in zip((part, part_lse), attended):
+                whole.index_copy_(0, queries, result.transpose(0, 1))
         previous, largest = largest, torch.maximum(largest, part_lse)
         kept, share = (previous - largest).exp_(), (part_lse - largest).exp_()
         out.mul_(kept[..., None]).addcmul_(part, share[..., None])
         total = total * kept + share
     out /= total[..., None]
-    return out.transpose(1, 2).to(query.dtype).contiguous(), (largest + total.log()).contiguous()
+    lse.copy_((largest + total.log()).T)
 
 
-def _has_flash(tensor):
-    return tensor.device.type == "cpu"
+def _scores(q, k, windows, values):
+    scores = torch.bmm(q, k.mT)
+    if windows is not None:
+        windows.add_bias(scores, values)
+    return scores
 
 
-def _attend(q, k, v, bias, scale):
-    """Attention to some keys, and the logarithm of its sum."""
-    if _has_flash(q):
-        return _flash(q, k, v, attn_mask=bias[:, None], scale=scale)
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
-    for head in range(q.shape[1]):
-        scores = torch.baddbmm(bias, q[:, head], k[:, head].transpose(1, 2), alpha=scale)
-        lse[:, head] = torch.logsumexp(scores, dim=-1)
-        out[:, head] = scores.sub_(lse[:, head, :, None]).exp_() @ v[:, head]
-    return out, lse
+def _attend(scores, v):
+    """What is attended to, and the logarithm of the sum."""
+    largest = scores.amax(-1, keepdim=True)
+    total = scores.sub_(largest).exp_().sum(-1, keepdim=True)
+    return torch.bmm(scores, v).div_(total), (largest + total.log())[..., 0]
 
 
 def backward(
@@ -107,60 +168,54 @@ def backward(
     maps, min_scale, max_scale, max_bias, scale, needs_grad,
 ):  # fmt: skip
     dtype = accumulator_dtype(query.dtype)
-    g, out, q = (_heads_first(tensor, dtype) for tensor in (grad, out, query))
-    delta = (g * out).sum(-1)
+    g, out, q = (tensor.to(dtype) for tensor in (grad, out, query))
     wide, s, unclamped = _unclamped(weights, bias_scale, min_scale, max_scale, dtype)
     values = unclamped.clamp(-max_bias, max_bias)
-    dquery, dvalues = torch.zeros(query.shape, dtype=dtype, device=q.device), torch.zeros_like(values)
-    dkey, dvalue = (torch.zeros(tensor.shape, dtype=tensor.dtype, device=q.device) for tensor in (key, value))
-    needs_attention, needs_bias = any(needs_grad[:3]), any(needs_grad[3:])
-    for chunk in _chunks(maps) if q.numel() else ():
-        inside = _inside(centers, chunk)
-        bias = _bias(*inside, values[:, :, chunk.map])
-        k_chunk, v_chunk = (_heads_first(tensor[:, chunk.keys], dtype) for tensor in (key, value))
-        if needs_attention:
-            dq, dk, dv = _attend_backward(g, q, k_chunk, v_chunk, bias, out, lse, delta, scale)
-            dquery += dq.transpose(1, 2)
-            dkey[:, chunk.keys], dvalue[:, chunk.keys] = dk.transpose(1, 2), dv.transpose(1, 2)
-        if needs_bias:
-            dvalues[:, :, chunk.map] += _bias_gradient(g, q, k_chunk, v_chunk, bias, *inside, lse, delta, scale)
+    dq, dvalues = q.new_zeros(q.shape), torch.zeros_like(values)
+    dkey, dvalue = (tensor.new_zeros(tensor.shape) for tensor in (key, value))
+    for b in range(len(q)) if q.numel() else ():
+        inputs = (g[b], q[b], out[b], lse[b], key[b], value[b], centers[b], values[b])
+        _backward_one(*inputs, maps, scale, dq[b], dkey[b], dvalue[b], dvalues[b])
     passes = unclamped.abs() <= max_bias
     dweights = torch.where(passes, dvalues * s, 0).to(weights.dtype)
     within = (bias_scale >= min_scale) & (bias_scale <= max_scale)
     dscale = torch.where(within, torch.where(passes, dvalues * wide, 0).sum(), 0).to(bias_scale.dtype)
-    computed = (dquery.to(query.dtype), dkey, dvalue, dweights, dscale)
+    computed = (dq.to(query.dtype), dkey, dvalue, dweights, dscale)
     return [gradient for gradient, needed in zip(computed, needs_grad) if needed]
 
 
-def _attend_backward(g, q, k, v, bias, out, lse, delta, scale):
-    if _has_flash(q):
-        return _flash_backward(g, q, k, v, out, lse, 0.0, False, attn_mask=bias[:, None], scale=scale)
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    for head in range(q.shape[1]):
-        operands = (tensor[:, head] for tensor in (g, q, k, v))
-        p, ds = _probabilities_and_gradient(*operands, bias, lse[:, head], delta[:, head], scale)
-        dq[:, head] = ds @ k[:, head] * scale
-        dk[:, head] = ds.transpose(1, 2) @ q[:, head] * scale
-        dv[:, head] = p.transpose(1, 2) @ g[:, head]
-    return dq, dk, dv
+def _backward_one(g, q, out, lse, key, value, centers, values, maps, scale, dq, dkey, dvalue, dvalues):
+    """Fills the last four, zeros, for one element of the batch: as q, key, value and `values` (Lq, maps)."""
+    part = torch.empty_like(dq)
+    for chunk, k, v, blocks in _walk(key, value, centers, maps, q.dtype):
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        for queries, windows in blocks:
+            rows = (*(_rows(tensor, queries) for tensor in (g, q, out)), lse[:, queries])
+            if windows is None and _has_flash(q):
+                dq_rows = _flash_into(dk, dv, *rows, k, v, scale)
+            else:
+                dq_rows, ds = _plain_into(dk, dv, *rows, k, v, scale, windows, values[queries, chunk.map])
+            part.index_copy_(0, queries, dq_rows.transpose(0, 1))
+            if windows is not None:
+                dvalues[queries, chunk.map] += windows.sum(ds)
+        dq += part
+        dkey[chunk.keys], dvalue[chunk.keys] = dk.transpose(0, 1), dv.transpose(0, 1)
 
 
-def _probabilities_and_gradient(g, q, k, v, bias, lse, delta, scale):
-    """Of one head, (B, queries, keys): the probabilities and the gradient of the scores."""
-    p = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).sub_(lse[..., None]).exp_()
-    return p, torch.baddbmm(delta[..., None], g, v.transpose(1, 2), beta=-1).mul_(p)
+def _flash_into(dk, dv, g, q, out, lse, k, v, scale):
+    """Adds to `dk` and `dv` and returns the gradient of q."""
+    saved = (tensor[None] for tensor in (g, q, k, v, out, lse))
+    dq, *others = _flash_backward(*saved, 0.0, False, scale=scale)
+    dk += others[0][0]
+    dv += others[1][0]
+    return dq[0]
 
 
-def _bias_gradient(g, q, k, v, bias, rows, columns, lse, delta, scale):
-    """(B, Lq): the gradient of the scores, summed over the heads and the window. Only queries near the chunk count."""
-    near = (rows.any(-1) & columns.any(-1)).any(0).nonzero()[:, 0]
-    total = torch.zeros_like(bias[:, near])
-    for head in range(q.shape[1]):
-        operands = (g[:, head, near], q[:, head, near], k[:, head], v[:, head])
-        total += _probabilities_and_gradient(*operands, bias[:, near], lse[:, head, near], delta[:, head, near], scale)[
-            1
-        ]
-    inside = (rows[:, near, :, None] & columns[:, near, None, :]).flatten(2)
-    result = torch.zeros_like(bias[:, :, 0])
-    result[:, near] = torch.where(inside, total, 0).sum(-1)
-    return result
+def _plain_into(dk, dv, g, q, out, lse, k, v, scale, windows, values):
+    """The same, and the gradient of the scores."""
+    q = q * scale
+    p = _scores(q, k, windows, values).sub_(lse[..., None]).exp_()
+    dv.baddbmm_(p.mT, g)
+    ds = torch.bmm(g, v.mT).sub_((g * out).sum(-1, keepdim=True)).mul_(p)
+    dk.baddbmm_(ds.mT, q)
+    return torch.bmm(ds, k).mul_(scale), ds

@@ -110,6 +110,7 @@ def check_against_dense(inputs, grad, backend, maps=SMALL, limits=(0.5, 5.0, 5.0
 @pytest.fixture
 def small_chunks(monkeypatch):
     monkeypatch.setattr(reference, "CHUNK", 50)
+    monkeypatch.setattr(reference, "BLOCK", 500)  # scores: a few queries
 
 
 @pytest.mark.parametrize("sizes", [(2, 70, 1, 16), (1, 19, 2, 40)], ids=["several query tiles", "split keys"])
