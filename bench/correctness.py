@@ -62,6 +62,13 @@ def compute(call: Call, modes: tuple[str, ...]) -> Result:
     return Result([output.detach().double() for output in outputs], grads, call.jumps)
 
 
+def repeats(result: Result, again: Result, mode: str) -> bool:
+    """Whether both have the same bits: outputs in mode "fwd", gradients otherwise, or losses where there are none."""
+    if mode == "fwd" or not result.grads:
+        return all(map(torch.equal, result.outputs, again.outputs))
+    return all(torch.equal(grad, again.grads[name]) for name, grad in result.grads.items())
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """|actual − expected| / |expected| in the 2-norm; infinite when a value is not finite or a shape differs."""
     if actual.shape != expected.shape or not bool(actual.isfinite().all()):

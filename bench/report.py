@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from .claims import Claim
 from .compare import SUBJECT
 from .measure import paired_ratio
-from .results import Row, Table
+from .results import CHECKS, Row, Table
 from .runner import Outcome, Skipped
 from .workload import MODE_NAMES
 
@@ -43,7 +43,7 @@ class TextTable:
 def measurement_tables(outcome: Outcome, baseline: str) -> list[TextTable]:
     """For each scope and mode: time, memory and error of each provider at each case, beside the baseline's."""
     table = Table(outcome.rows)
-    places = dict.fromkeys((row.scope, row.mode) for row in outcome.rows if row.metric != "error")
+    places = dict.fromkeys((row.scope, row.mode) for row in outcome.rows if row.metric not in CHECKS)
     return [_measurements(table, outcome, baseline, scope, mode) for scope, mode in places]
 
 
@@ -53,14 +53,16 @@ def _measurements(table: Table, outcome: Outcome, baseline: str, scope: str, mod
     floors = any(key[0] == scope for key in outcome.floors)
     headings = dict(time_ms="time ms (20–80 %)", wall_ms="wall ms", graph_ms="graph ms")
     columns = ["case", "provider", *(headings[metric] for metric in times), f"speed ÷ {baseline} (20–80 %)"]
-    columns += ["peak MB", f"memory ÷ {baseline}", "error", *(["floor ms (reached)"] if floors else [])]
+    columns += ["peak MB", f"memory ÷ {baseline}", "error", "repeats", *(["floor ms (reached)"] if floors else [])]
     text = TextTable(f"{scope_name(rows[0])}, {MODE_NAMES[mode]}", columns, left=2)
-    for case, provider in dict.fromkeys((row.case, row.provider) for row in rows if row.metric != "error"):
-        found = {metric: table.get(scope, case, provider, mode, metric) for metric in (*times, "peak_bytes", "error")}
+    for case, provider in dict.fromkeys((row.case, row.provider) for row in rows if row.metric not in CHECKS):
+        metrics = (*times, "peak_bytes", *CHECKS)
+        found = {metric: table.get(scope, case, provider, mode, metric) for metric in metrics}
         base = {metric: table.get(scope, case, baseline, mode, metric) for metric in ("time_ms", "peak_bytes")}
         cells = [case, provider, *(_time(found[metric]) for metric in times)]
         cells += [_speed(base["time_ms"], found.get("time_ms")), _megabytes(found["peak_bytes"])]
         cells += [_share(base["peak_bytes"], found["peak_bytes"]), _error(found["error"])]
+        cells.append({None: "—", 1: "yes", 0: "no"}[found["repeats"] and found["repeats"].value])
         if floors:
             cells.append(_floor(outcome.floors.get((scope, case, provider, mode)), found.get("time_ms")))
         text.rows.append(cells)
@@ -126,12 +128,12 @@ def against_table(now: Sequence[Row], then: Sequence[Row], name: str) -> TextTab
     table = TextTable(f"Against {name}", columns, left=5)
     for row in now:
         before = earlier.get(row.key)
-        if row.metric == "error" or before is None:
+        if row.metric in CHECKS or before is None:
             continue
         ratio = f"{row.value / before.value:.2f}" if before.value else "—"
         place = [row.scope, row.case, row.provider, row.mode, row.metric]
         table.rows.append([*place, number(before.value), number(row.value), ratio, _change(before, row)])
-    absent = sum(row.key not in earlier for row in now if row.metric != "error")
+    absent = sum(row.key not in earlier for row in now if row.metric not in CHECKS)
     table.note = f"{absent} measurements of this run are not in the earlier one." if absent else ""
     return table
 
@@ -156,7 +158,8 @@ HOW_TO_READ = """## How to read this
 
 - Correctness came first: each provider's output and gradients were compared with the same mathematics in float64.
   `error` is the relative error in the 2-norm, of the worst tensor. A provider that errs on any tensor more than twice
-  as much as plain PyTorch in the same dtype, rounding aside, has no speed here.
+  as much as plain PyTorch in the same dtype, rounding aside, has no speed here. `repeats` says whether a second
+  computation gave the same bits: of the output in forward, of all gradients in forward + backward.
 - Times are medians over repetitions in which the providers took turns. Ratios are formed round by round; in
   brackets stand the 20th and 80th percentile. On a CPU `time` is what a person waits. On a GPU it is the time between
   events round one call with cold caches, the launches queued ahead (a call that waits for the CPU shows its gaps);

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from .measure import Summary, summarise
 
-METRICS = ("time_ms", "wall_ms", "graph_ms", "peak_bytes", "error")
+CHECKS = ("error", "repeats")  # of the results; repeats: 1 = a second computation gave the same bits, 0 = it did not
+METRICS = ("time_ms", "wall_ms", "graph_ms", "peak_bytes", *CHECKS)
 
 
 class ResultsError(ValueError):

@@ -133,7 +133,9 @@ class Runner:
                 computed = self._attempt(workload, provider, lambda: self._compute(workload, provider, modes))
                 if computed is None:
                     continue
-                call, result = computed
+                call, result, again = computed
+                for mode in modes:
+                    self._row(workload, provider, mode, "repeats", [float(correctness.repeats(result, again, mode))])
                 error = correctness.errors(result, reference)
                 if plain_result is not None:
                     worst = correctness.errors(result, plain_result).worst
@@ -146,7 +148,7 @@ class Runner:
 
     def _compute(self, workload, provider, modes):
         call = workload.build(provider, self.settings.dtype)
-        return call, correctness.compute(call, modes)
+        return call, correctness.compute(call, modes), correctness.compute(call, modes)
 
     def _judge(self, workload, provider, error: correctness.Errors, plain: correctness.Errors | None) -> bool:
         of_modes = [("fwd", error.outputs), ("fwd-bwd", error.grads)]

@@ -32,11 +32,12 @@ def test_compare_writes_results_a_report_and_a_picture(tmp_path, capsys):
     for scope in compare.SCOPES:
         for provider in ("v1", "v2"):
             for mode in ("step",) if scope == "step" else ("fwd", "fwd-bwd"):
-                for metric in ("time_ms", "peak_bytes", "error"):
+                for metric in ("time_ms", "peak_bytes", "error", "repeats"):
                     assert (scope, provider, mode, metric) in measured
     assert {row["metric"] for row in rows} <= set(METRICS)
     assert all(len(row["samples"]) >= 2 for row in rows if row["metric"] == "time_ms")
     assert all(row["value"] < 1e-3 for row in rows if row["metric"] == "error")
+    assert all(row["value"] == 1 for row in rows if row["metric"] == "repeats")
     text = (out / "report.md").read_text()
     assert "3·T·H·W keys instead of 6·T·H·W | 72 instead of 144" in text
     assert "temporal, forward + backward" in text and "topology.png" in text

@@ -156,3 +156,12 @@ def test_the_floor_is_the_longer_of_traffic_and_arithmetic():
     assert floor.bytes == {"fwd": 12_000, "fwd-bwd": 12_000 + 20_000}
     assert Machine(12e6, 1e12).floor_ms(floor, "fwd") == 1
     assert Machine(1e12, 6e6).floor_ms(floor, "fwd-bwd") == 3
+
+
+def test_results_repeat_only_bit_for_bit():
+    once = correctness.Result([torch.ones(3)], dict(weight=torch.ones(2)))
+    other_grad = correctness.Result([torch.ones(3)], dict(weight=torch.tensor([1, 1 + 1e-6])))
+    other_output = correctness.Result([torch.ones(3) * (1 + 1e-6)], dict(weight=torch.ones(2)))
+    assert correctness.repeats(once, once, "fwd") and correctness.repeats(once, once, "fwd-bwd")
+    assert correctness.repeats(once, other_grad, "fwd") and not correctness.repeats(once, other_grad, "fwd-bwd")
+    assert not correctness.repeats(once, other_output, "fwd")
