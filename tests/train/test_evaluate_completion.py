@@ -83,8 +83,8 @@ def verdicts(v2_error=0.501, v2_speed=3.0, v2_memory=400.0):
 
 def test_verdicts_follow_from_the_figures():
     assert verdicts() == ["holds"] * 3
-    assert verdicts(v2_speed=2.5) == ["does not hold", "holds", "holds"]
-    assert verdicts(v2_memory=600.0) == ["holds", "does not hold", "holds"]
+    assert verdicts(v2_speed=2.3) == ["does not hold", "holds", "holds"]
+    assert verdicts(v2_memory=750.0) == ["holds", "does not hold", "holds"]
     assert verdicts(v2_error=0.51) == ["holds", "holds", "does not hold"]
 
 
