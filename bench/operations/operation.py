@@ -13,6 +13,7 @@ from ..workload import MODES, Call, Unavailable, Workload
 
 SCOPE = "operation"
 TOOLKIT, PLAIN = "rigfuse", "eager"
+_LESSER = "lesser"
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Operation:
     cases: name → the sizes that `make_inputs` takes. quick: the cases of `--quick`; heavy: by default on a GPU only.
     peers: provider → given the inputs, the function to call with their arguments; raises `Unavailable`. "rigfuse" and
         "eager" are always there.
+    lesser: providers of less, such as attention without the bias: what the operation would cost without what it adds.
+        They compute another function, so they are held to one another; the first is plain PyTorch.
     axis: the size that plots have on their axis.
     """
 
@@ -56,11 +59,17 @@ class Operation:
     quick: tuple[str, ...] = ()
     heavy: tuple[str, ...] = ()
     axis: str = "width"
+    lesser: Mapping[str, Callable[[Inputs], Function]] = field(default_factory=dict)
+
+    @property
+    def equal(self) -> dict[str, Callable[[Inputs], Function]]:
+        """The providers of the operation itself."""
+        always = {PLAIN: lambda inputs: self.eager, TOOLKIT: lambda inputs: self.function}
+        return {**always, "compile": compiled(self.eager), **self.peers}
 
     @property
     def providers(self) -> dict[str, Callable[[Inputs], Function]]:
-        always = {PLAIN: lambda inputs: self.eager, TOOLKIT: lambda inputs: self.function}
-        return {**always, "compile": compiled(self.eager), **self.peers}
+        return {**self.equal, **self.lesser}
 
 
 def make_workload(operation: Operation, case: str, device: torch.device) -> Workload:
@@ -83,16 +92,18 @@ def make_workload(operation: Operation, case: str, device: torch.device) -> Work
         read = made.read or list(made.arguments.values())
         return traffic_floor(read, [made.grad], [made.arguments[name] for name in made.leaves], made.flops)
 
-    providers = operation.providers
+    providers, plain = operation.providers, {operation.name: PLAIN}
+    if operation.lesser:
+        plain[_LESSER] = next(iter(operation.lesser))
     return Workload(
         subject=operation.name,
         scope=SCOPE,
         case=case,
-        groups=dict.fromkeys(providers, operation.name),
-        plain={operation.name: PLAIN},
+        groups=dict.fromkeys(operation.equal, operation.name) | dict.fromkeys(operation.lesser, _LESSER),
+        plain=plain,
         timed=tuple(providers),
         build=lambda provider, dtype: call(providers[provider], dtype),
-        build_reference=lambda group: call(providers[PLAIN], torch.float64),
+        build_reference=lambda group: call(providers[plain[group]], torch.float64),
         floor=floor,
         sizes={operation.axis: sizes[operation.axis]},
         modes=MODES if inputs(torch.float32).leaves else ("fwd",),

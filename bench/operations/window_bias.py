@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from ...kernels import TokenMap, window_bias_attention
 from ..workload import Unavailable
-from .operation import Inputs, Operation, require_cuda
+from .operation import Inputs, Operation, require_cuda, require_package
 
 _LIMITS = dict(min_scale=0.5, max_scale=5.0, max_bias=5.0)
 
@@ -73,6 +73,26 @@ def biased_sdpa(query, key, value, centers, weights, bias_scale, maps):
     bias = bias.expand(-1, query.shape[2], -1, -1)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
+
+
+def unbiased_eager(query, key, value, centers, weights, bias_scale, maps):
+    scores = torch.einsum("bihd,bjhd->bhij", query, key) * query.shape[-1] ** -0.5
+    return torch.einsum("bhij,bjhd->bihd", scores.softmax(dim=-1), value)
+
+
+def unbiased_sdpa(query, key, value, centers, weights, bias_scale, maps):
+    return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value))).transpose(1, 2)
+
+
+def unbiased_flash(inputs: Inputs):
+    """flash-attn, which takes no bias."""
+    require_package("flash_attn")
+    require_cuda(inputs)
+    if inputs.dtype not in (torch.float16, torch.bfloat16):
+        raise Unavailable("flash-attn takes float16 and bfloat16 only")
+    from flash_attn import flash_attn_func
+
+    return lambda query, key, value, *bias: flash_attn_func(query, key, value)
 
 
 def sdpa_by(name):
@@ -146,6 +166,11 @@ WINDOW_BIAS_ATTENTION = Operation(
         "sdpa-efficient": sdpa_by("EFFICIENT_ATTENTION"),
         "sdpa-cudnn": sdpa_by("CUDNN_ATTENTION"),
         "flex": flex,
+    },
+    lesser={
+        "unbiased-eager": lambda inputs: unbiased_eager,
+        "unbiased-sdpa": lambda inputs: unbiased_sdpa,
+        "unbiased-flash": unbiased_flash,
     },
     quick=("cmt-sixteenth",),
     heavy=("cmt",),
