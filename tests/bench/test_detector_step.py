@@ -113,7 +113,7 @@ def test_the_command_measures_and_judges(tmp_path, monkeypatch, capsys):
     assert run.main(["--detector", "--quick", "--device", "cpu", "--check-claims", "--out", str(out)]) == 0
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     measured = {(row["case"], row["provider"], row["mode"], row["metric"]) for row in rows}
-    metrics = ("time_ms", "peak_bytes", "error")
+    metrics = ("time_ms", "peak_bytes", "error", "repeats")
     assert measured == {("tiny", name, "step", metric) for name in detector.PROVIDERS for metric in metrics}
     text = (out / "report.md").read_text()
     assert "speed +30 % expected" in text and "memory ÷ unfrozen" in text and "not measured" not in text
