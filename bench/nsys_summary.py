@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rigfuse.bench.report import TextTable, number
-from rigfuse.kernels._runtime.nvtx import DOMAIN
+from rigfuse.kernels.runtime.nvtx import DOMAIN
 
 # values of NVTX_EVENTS.eventType in nsys' schema
 _PUSH_POP, _DOMAIN_CREATE = 59, 75

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from ..train.data import Drive, open_drives
-from . import compare, detector
 from .cases import CASES, default_cases, suits
-from .operations import OPERATIONS
-from .operations.operation import PLAIN, SCOPE
 from .results import ResultsError, Row, read
+from .subjects import compare
+from .subjects import detector_step as detector
+from .subjects.operations import OPERATIONS
+from .subjects.operations.operation import PLAIN, SCOPE
 from .workload import MODE_NAMES, STEP
 
 DTYPES = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)

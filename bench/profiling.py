@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..kernels._runtime.nvtx import annotate
+from ..kernels.runtime.nvtx import annotate
 from .workload import Unavailable, Workload
 
 REPEATS = 5

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from .claims import Claim
-from .compare import SUBJECT
 from .measure import paired_ratio
 from .results import CHECKS, Row, Table
 from .runner import Outcome, Skipped
+from .subjects.compare import SUBJECT
 from .workload import MODE_NAMES
 
 

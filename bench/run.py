@@ -16,13 +16,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rigfuse.bench import claims, compare, detector, facts, plots, report, results
+from rigfuse.bench import claims, facts, plots, report, results
 from rigfuse.bench.cases import CASES
 from rigfuse.bench.floors import measure_machine
-from rigfuse.bench.operations import OPERATIONS, make_workload
 from rigfuse.bench.options import Request, UsageError, parse, resolve
 from rigfuse.bench.profiling import profile_on_cpu, profile_on_cuda
 from rigfuse.bench.runner import Outcome, Runner, Settings, Skipped
+from rigfuse.bench.subjects import compare
+from rigfuse.bench.subjects import detector_step as detector
+from rigfuse.bench.subjects.operations import OPERATIONS, make_workload
 from rigfuse.bench.workload import Unavailable
 
 

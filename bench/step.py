@@ -11,10 +11,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..modules.completion.cascade import CompletionCascade, RigWindow
-from ..train.configs import experiment
 from ..train.data import Drive
 from ..train.optim import build_optimizer
-from ..train.tasks.completion import CompletionExperiment
+from ..train.systems import experiment
+from ..train.systems.completion.experiment import CompletionExperiment
 from .cases import CAMERAS, Case
 from .geometry import moments
 from .workload import Call, Unavailable

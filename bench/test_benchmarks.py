@@ -7,8 +7,9 @@ Results are compared with pytest-benchmark's own means: `--benchmark-autosave`, 
 import pytest
 import torch
 
-from rigfuse.bench import compare, correctness
+from rigfuse.bench import correctness
 from rigfuse.bench.cases import CASES, default_cases
+from rigfuse.bench.subjects import compare
 from rigfuse.bench.workload import MODE_NAMES
 from rigfuse.train.data import open_drives
 

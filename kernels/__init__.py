@@ -1,10 +1,10 @@
 """Fused operations for a camera rig. Importing this does not import triton."""
 
-from ._runtime.backends import BackendError
 from .bias_softmax.api import bias_softmax
 from .cross_camera_attention.api import cross_camera_attention
 from .gated_fusion.api import gated_fusion
 from .multi_depth_warp.api import bev_warp, multi_depth_warp
+from .runtime.backends import BackendError
 from .trajectory_importance.api import trajectory_importance
 from .window_bias_attention.api import TokenMap, window_bias_attention
 

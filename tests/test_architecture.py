@@ -43,7 +43,7 @@ def test_a_wrong_import_would_be_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     file = tmp_path / "kernels" / "warp" / "api.py"
     file.parent.mkdir(parents=True)
-    file.write_text("from ...modules import rig\nfrom rigfuse.train import data\nfrom .._runtime import checks\n")
+    file.write_text("from ...modules import rig\nfrom rigfuse.train import data\nfrom ..runtime import checks\n")
     assert imported_layers(file) == {"modules", "train", "kernels"}
 
 
@@ -52,8 +52,8 @@ def test_a_wrong_import_would_be_seen(tmp_path, monkeypatch):
 )
 def test_an_operation_is_five_files(operation):
     names = {path.stem for path in operation.iterdir() if path.stem not in ("__init__", "__pycache__")}
-    assert names == {"api", "ops", "reference", "triton", "configs"}
-    for backend, other in (("reference", "triton"), ("triton", "reference")):
+    assert names == {"api", "ops", "torch", "triton", "configs"}
+    for backend, other in (("torch", "triton"), ("triton", "torch")):
         files = (
             [operation / f"{backend}.py"]
             if (operation / f"{backend}.py").exists()

@@ -18,8 +18,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from rigfuse.train import checkpoint
 from rigfuse.train.command_line import Parser
 from rigfuse.train.config import Experiment, apply_options, diff, dumps, to_dict, update
-from rigfuse.train.configs import EXPERIMENTS, experiment
 from rigfuse.train.distributed import World, is_lost_rank, wait_for_all, world
+from rigfuse.train.systems import EXPERIMENTS, experiment
 from rigfuse.train.trainer import Trainer, TrainingError
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ..kernels._runtime.nvtx import annotate
+from ..kernels.runtime.nvtx import annotate
 from . import checkpoint
 from .config import Experiment, diff, to_dict
 from .distributed import World, sum_over_ranks, wait_for_all

@@ -4,9 +4,9 @@ from numbers import Real
 
 import torch
 
-from .._runtime.backends import choose_backend
-from .._runtime.checks import FLOAT_DTYPES, Shapes, check_dtype, check_geometry_dtype, check_same_device
-from .._runtime.nvtx import annotate
+from ..runtime.backends import choose_backend
+from ..runtime.checks import FLOAT_DTYPES, Shapes, check_dtype, check_geometry_dtype, check_same_device
+from ..runtime.nvtx import annotate
 
 NAME = "bias_softmax"
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from .._runtime.library import register
-from .._runtime.nvtx import annotate
+from ..runtime.library import register
+from ..runtime.nvtx import annotate
 
 _ARGUMENTS = "Tensor bias, Tensor bias_scale, float min_scale, float max_scale, float max_bias, str backend"
 
@@ -13,7 +13,7 @@ def _forward(*arguments):
     if backend == "triton":
         from .triton import launch_forward as forward
     else:
-        from .reference import forward
+        from .torch import forward
     return forward(*arguments)
 
 
@@ -22,7 +22,7 @@ def _backward(*arguments):
     if backend == "triton":
         from .triton import launch_backward as backward
     else:
-        from .reference import backward
+        from .torch import backward
     with annotate("bias_softmax.backward"):
         return backward(*arguments, needs_grad)
 

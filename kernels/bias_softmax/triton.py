@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._runtime.launch import accumulator_dtype, triton_dtype
+from ..runtime.launch import accumulator_dtype, triton_dtype
 from . import configs
 
 

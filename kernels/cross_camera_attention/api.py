@@ -4,10 +4,10 @@ from numbers import Real
 
 import torch
 
-from .._runtime.autocast import to_autocast_dtype
-from .._runtime.backends import choose_backend
-from .._runtime.checks import FLOAT_DTYPES, INDEX_DTYPES, Shapes, check_dtype, check_indices, check_same_device
-from .._runtime.nvtx import annotate
+from ..runtime.autocast import to_autocast_dtype
+from ..runtime.backends import choose_backend
+from ..runtime.checks import FLOAT_DTYPES, INDEX_DTYPES, Shapes, check_dtype, check_indices, check_same_device
+from ..runtime.nvtx import annotate
 
 NAME = "cross_camera_attention"
 MIN_DIM, MAX_DIM = 16, 128
@@ -57,7 +57,7 @@ def cross_camera_attention(
     _validate_contents(query, key, value, block_table, key_mask, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if choose_backend(backend, query, key, value, block_table, key_mask) == "torch":
-        from .reference import cross_camera_attention as implementation
+        from .torch import cross_camera_attention as implementation
     else:
         from .ops import cross_camera_attention as implementation
     with annotate(NAME):

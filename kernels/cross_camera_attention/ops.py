@@ -2,8 +2,8 @@
 
 import torch
 
-from .._runtime.library import register
-from .._runtime.nvtx import annotate
+from ..runtime.library import register
+from ..runtime.nvtx import annotate
 
 _ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor block_table, Tensor? key_mask"
 

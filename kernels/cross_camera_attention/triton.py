@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._runtime import launch
-from .._runtime.launch import accumulator_dtype, strided, triton_dtype
+from ..runtime import launch
+from ..runtime.launch import accumulator_dtype, strided, triton_dtype
 from . import configs
 
 

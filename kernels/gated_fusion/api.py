@@ -2,9 +2,9 @@
 
 import torch
 
-from .._runtime.backends import choose_backend
-from .._runtime.checks import FLOAT_DTYPES, Shapes, check_dtype, check_same_device
-from .._runtime.nvtx import annotate
+from ..runtime.backends import choose_backend
+from ..runtime.checks import FLOAT_DTYPES, Shapes, check_dtype, check_same_device
+from ..runtime.nvtx import annotate
 
 NAME = "gated_fusion"
 
@@ -44,7 +44,7 @@ def gated_fusion(
     _validate(original, completed, gate_logits, fine, importance, missing)
     arguments = (original, completed, gate_logits, fine, importance, missing)
     if choose_backend(backend, *arguments) == "torch":
-        from .reference import gated_fusion as implementation
+        from .torch import gated_fusion as implementation
     else:
         from .ops import gated_fusion as implementation
     with annotate(NAME):

@@ -2,8 +2,8 @@
 
 import torch
 
-from .._runtime.library import register
-from .._runtime.nvtx import annotate
+from ..runtime.library import register
+from ..runtime.nvtx import annotate
 
 _ARGUMENTS = "Tensor original, Tensor completed, Tensor gate_logits, Tensor? fine, Tensor? importance, Tensor? missing"
 

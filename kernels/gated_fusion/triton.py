@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._runtime.launch import accumulator_dtype, rows_follow, strided, triton_dtype
+from ..runtime.launch import accumulator_dtype, rows_follow, strided, triton_dtype
 from . import configs
 
 

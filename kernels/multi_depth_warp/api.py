@@ -2,8 +2,8 @@
 
 import torch
 
-from .._runtime.backends import choose_backend
-from .._runtime.checks import (
+from ..runtime.backends import choose_backend
+from ..runtime.checks import (
     FLOAT_DTYPES,
     INDEX_DTYPES,
     Shapes,
@@ -13,7 +13,7 @@ from .._runtime.checks import (
     check_no_grad,
     check_same_device,
 )
-from .._runtime.nvtx import annotate
+from ..runtime.nvtx import annotate
 
 MODES = ("bilinear", "nearest")
 
@@ -140,7 +140,7 @@ def bev_warp(
 
 def _call(name, backend, *arguments):
     if choose_backend(backend, *arguments[:6]) == "torch":
-        from .reference import multi_depth_warp as implementation
+        from .torch import multi_depth_warp as implementation
     else:
         from .ops import multi_depth_warp as implementation
     with annotate(name):

@@ -2,9 +2,9 @@
 
 import torch
 
-from .._runtime.launch import memory_format
-from .._runtime.library import register
-from .._runtime.nvtx import annotate
+from ..runtime.launch import memory_format
+from ..runtime.library import register
+from ..runtime.nvtx import annotate
 
 _ARGUMENTS = (
     "Tensor features, Tensor projection, Tensor? depths, Tensor? weights, Tensor? offsets, Tensor? source_index, "

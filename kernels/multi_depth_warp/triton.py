@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._runtime import launch
-from .._runtime.launch import accumulator_dtype, memory_format, strided, triton_dtype
+from ..runtime import launch
+from ..runtime.launch import accumulator_dtype, memory_format, strided, triton_dtype
 from . import configs
 
 LAST = tl.constexpr(2**31 - 1)

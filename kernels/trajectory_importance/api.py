@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from .._runtime.backends import choose_backend
-from .._runtime.checks import Shapes, check_dtype, check_no_grad, check_same_device
-from .._runtime.nvtx import annotate
+from ..runtime.backends import choose_backend
+from ..runtime.checks import Shapes, check_dtype, check_no_grad, check_same_device
+from ..runtime.nvtx import annotate
 
 NAME = "trajectory_importance"
 
@@ -46,7 +46,7 @@ def trajectory_importance(
     check_same_device(NAME, "points", points, valid=valid)
     check_no_grad(NAME, points=points)
     if choose_backend(backend, points, valid) == "torch":
-        from .reference import trajectory_importance as implementation
+        from .torch import trajectory_importance as implementation
     else:
         from .ops import trajectory_importance as implementation
     with annotate(NAME):

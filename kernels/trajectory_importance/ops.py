@@ -1,6 +1,6 @@
 """Registration of the Triton backend with torch."""
 
-from .._runtime.library import register
+from ..runtime.library import register
 
 
 def _forward(points, valid, height, width, sigma):

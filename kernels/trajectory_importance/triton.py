@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._runtime.launch import strided
+from ..runtime.launch import strided
 from . import configs
 
 

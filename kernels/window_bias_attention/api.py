@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from .._runtime.autocast import to_autocast_dtype
-from .._runtime.backends import choose_backend
-from .._runtime.checks import (
+from ..runtime.autocast import to_autocast_dtype
+from ..runtime.backends import choose_backend
+from ..runtime.checks import (
     FLOAT_DTYPES,
     Shapes,
     check_dtype,
@@ -16,7 +16,7 @@ from .._runtime.checks import (
     check_no_grad,
     check_same_device,
 )
-from .._runtime.nvtx import annotate
+from ..runtime.nvtx import annotate
 
 NAME = "window_bias_attention"
 MIN_DIM, MAX_DIM = 16, 128

@@ -2,8 +2,8 @@
 
 import torch
 
-from .._runtime.library import register
-from .._runtime.nvtx import annotate
+from ..runtime.library import register
+from ..runtime.nvtx import annotate
 
 _ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor centers, Tensor weights, Tensor bias_scale, "
@@ -16,7 +16,7 @@ def _forward(query, *arguments):
     if backend == "triton":
         from .triton import launch_forward as forward
     else:
-        from .reference import forward
+        from .torch import forward
     with torch.autocast(query.device.type, enabled=False):
         return forward(query, *arguments)
 
@@ -26,7 +26,7 @@ def _backward(grad, *arguments):
     if backend == "triton":
         from .triton import launch_backward as backward
     else:
-        from .reference import backward
+        from .torch import backward
     with annotate("window_bias_attention.backward"), torch.autocast(grad.device.type, enabled=False):
         return backward(grad, *arguments, needs_grad)
 

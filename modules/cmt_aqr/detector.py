@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ...kernels._runtime.nvtx import annotate
+from ...kernels.runtime.nvtx import annotate
 from ..backbones import FPN, ResNet
+from ..detection.batch import DetectionInput
+from ..detection.denoising import Denoising, make_denoising
+from ..detection.losses import detection_losses
+from ..lidar.second import SECOND, SECONDNeck, SparseMiddleEncoder, VoxelEncoder
 from .aqr import GENERATIONS, AQRWeightGenerator, AttentionBiasGenerator, gather_local, modulate, render_weights
-from .batch import DetectionInput
-from .denoising import Denoising, make_denoising
 from .encodings import CoordinateEncoding
 from .head import Detections, Predictions, TaskHeads, decode, range_bounds
-from .lidar import SECOND, SECONDNeck, SparseMiddleEncoder, VoxelEncoder
-from .losses import detection_losses
 from .transformer import QueryDecoder, Routing
 
 

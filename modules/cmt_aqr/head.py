@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...kernels._runtime.checks import FLOAT_DTYPES, Shapes, check_dtype, check_same_device
+from ...kernels.runtime.checks import FLOAT_DTYPES, Shapes, check_dtype, check_same_device
 
 DETECTION_CLASSES = (
     "car",

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ...kernels import TokenMap, window_bias_attention
-from ...kernels._runtime.nvtx import annotate
+from ...kernels.runtime.nvtx import annotate
 
 MAX_BIAS = 5.0  # of any attention bias, both ways
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...kernels._runtime.nvtx import annotate
+from ...kernels.runtime.nvtx import annotate
 from ..backbones import ResNetFPN
 from ..camera_dropout import RandCamMask
 from ..rig import RigFrame

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels import gated_fusion, trajectory_importance
-from ...kernels._runtime.nvtx import annotate
+from ...kernels.runtime.nvtx import annotate
 from ..attention import CameraAttention
 from ..maps import replace_maps
 from ..rig import NUSCENES_CAMERAS, RigFrame

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels import cross_camera_attention, gated_fusion, multi_depth_warp
-from ...kernels._runtime.nvtx import annotate
+from ...kernels.runtime.nvtx import annotate
 from ..attention import CameraAttention
 from ..history import HistoryFrame, HistoryQueue
 from ..maps import replace_maps

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from rigfuse.bench import compare, options, run
+from rigfuse.bench import options, run
 from rigfuse.bench.eager import eager_attention
-from rigfuse.bench.operations import operation
 from rigfuse.bench.results import METRICS
+from rigfuse.bench.subjects import compare
+from rigfuse.bench.subjects.operations import operation
 
 
 @pytest.fixture(autouse=True)

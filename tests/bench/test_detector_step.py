@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from rigfuse.bench import claims, correctness, detector, memory, options, run
+from rigfuse.bench import claims, correctness, memory, options, run
 from rigfuse.bench.results import Row
 from rigfuse.bench.runner import Outcome
-from rigfuse.train.configs import experiment
+from rigfuse.bench.subjects import detector_step as detector
 from rigfuse.train.data import open_drives
+from rigfuse.train.systems import experiment
 
 CPU = torch.device("cpu")
 CASE = detector.CASES["tiny"]

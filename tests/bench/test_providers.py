@@ -8,14 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rigfuse.bench import compare, correctness, step
+from rigfuse.bench import correctness, step
 from rigfuse.bench.cases import CASES, Case
 from rigfuse.bench.eager import eager_attention, eager_warp
 from rigfuse.bench.geometry import moments
-from rigfuse.bench.operations import OPERATIONS, cuda_warp, make_workload
+from rigfuse.bench.subjects import compare
+from rigfuse.bench.subjects.operations import OPERATIONS, cuda_warp, make_workload
 from rigfuse.bench.workload import MODES, Unavailable
-from rigfuse.train.configs import experiment
 from rigfuse.train.data import open_drives
+from rigfuse.train.systems import experiment
 
 CPU = torch.device("cpu")
 SMALL = Case("small", "", image=(128, 192), channels=32, heads=2, moments=2, batch=2, missing=(0, 3))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as flex_module
 
-from rigfuse.bench.operations import OPERATIONS, window_bias
+from rigfuse.bench.subjects.operations import OPERATIONS, window_bias
 from rigfuse.bench.workload import Unavailable
 
 OPERATION = OPERATIONS["window_bias_attention"]

@@ -148,7 +148,7 @@ def test_what_a_hostile_query_reaches(backend, device, second):
 def test_entries_out_of_range_name_no_block(backend, device):
     """Where the table is not read back, on a GPU, it is the kernel that must not follow it."""
     if backend == "torch":
-        from rigfuse.kernels.cross_camera_attention.reference import cross_camera_attention as unchecked
+        from rigfuse.kernels.cross_camera_attention.torch import cross_camera_attention as unchecked
     else:
         from rigfuse.kernels.cross_camera_attention.ops import cross_camera_attention as unchecked
     inputs, grad = tensors(2, 5, 2, 16, 3, 6, device=device)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from rigfuse.kernels import bev_warp, multi_depth_warp
-from rigfuse.kernels.multi_depth_warp import ops, reference
+from rigfuse.kernels.multi_depth_warp import ops
+from rigfuse.kernels.multi_depth_warp import torch as reference
 from support.numerics import assert_within_budget
 
 MODES = ["bilinear", "nearest"]

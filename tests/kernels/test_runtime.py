@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rigfuse.kernels import BackendError, gated_fusion
-from rigfuse.kernels._runtime import backends
-from rigfuse.kernels._runtime.backends import choose_backend
+from rigfuse.kernels.runtime import backends
+from rigfuse.kernels.runtime.backends import choose_backend
 from support.operations import OPERATIONS, forward_and_gradients
 
 CPU = torch.zeros(2)

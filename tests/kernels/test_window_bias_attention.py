@@ -7,7 +7,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from rigfuse.bench.memory import peak_on_cpu
 from rigfuse.kernels import BackendError, TokenMap, window_bias_attention
-from rigfuse.kernels.window_bias_attention import ops, reference
+from rigfuse.kernels.window_bias_attention import ops
+from rigfuse.kernels.window_bias_attention import torch as reference
 from support.numerics import assert_within_budget
 
 NAN, INF = math.nan, math.inf

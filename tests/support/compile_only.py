@@ -96,7 +96,7 @@ def compile_launches(architecture: str, launch) -> list[Compiled]:
     try:
         with (
             mock.patch.object(JITFunction, "run", compile_instead),
-            mock.patch("rigfuse.kernels._runtime.launch.architecture", lambda device: architecture),
+            mock.patch("rigfuse.kernels.runtime.launch.architecture", lambda device: architecture),
         ):
             launch()
     finally:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from rigfuse.train.evaluate.detection import evaluate_detection
+from rigfuse.train.metrics.detection import evaluate_detection
 
 
 def evaluate_share(world, found, root, split, folder):

@@ -43,7 +43,7 @@ def ddad(ddad_root):
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory):
     """A generated world: one drive to train on, one to evaluate on, three key frames each, two scans between them."""
-    from rigfuse.train.data.world import WorldSettings, make_world
+    from rigfuse.train.world import WorldSettings, make_world
 
     pytest.importorskip("nuscenes", reason="needs nuscenes-devkit: pip install 'rigfuse[nuscenes]'")
     root = tmp_path_factory.mktemp("small-world") / "made"

@@ -7,7 +7,7 @@ import torch
 
 from rigfuse.train import main as program
 from rigfuse.train.config import diff, dumps, to_dict, update
-from rigfuse.train.configs import EXPERIMENTS, experiment
+from rigfuse.train.systems import EXPERIMENTS, experiment
 
 QUICK = ("data.scenes=1,1", "run.epochs=1", "data.image_size=32,64", "run.tensorboard=false", "run.log_steps=4")
 

@@ -16,8 +16,8 @@ from torch import nn
 from rigfuse.modules.camera_dropout import RandCamMask
 from rigfuse.modules.completion.cascade import CompletionCascade
 from rigfuse.train.data.windows import WindowConfig, build_windows, collate
-from rigfuse.train.data.world import WorldSettings, make_world
-from rigfuse.train.evaluate.completion import Scenario, evaluate_completion
+from rigfuse.train.systems.completion.evaluate import Scenario, evaluate_completion
+from rigfuse.train.world import WorldSettings, make_world
 
 RECORDED = Path(__file__).with_name("figures_numpy1.json")
 

@@ -10,7 +10,7 @@ from rigfuse.modules.rig import NUSCENES_CAMERAS
 from rigfuse.train import checkpoint
 from rigfuse.train import main as program
 from rigfuse.train.config import update
-from rigfuse.train.configs import experiment
+from rigfuse.train.systems import experiment
 from rigfuse.train.tools import write_record
 
 RUNS = ("completion_v1_tiny", "completion_v2_tiny")

@@ -31,10 +31,10 @@ from rigfuse.train import checkpoint
 from rigfuse.train.checkpoint import CheckpointError
 from rigfuse.train.command_line import Parser
 from rigfuse.train.config import Experiment, update
-from rigfuse.train.configs import experiment
-from rigfuse.train.data.detection import DetectionBatch, DetectionSamples
 from rigfuse.train.data.splits import drives_of_splits
-from rigfuse.train.evaluate.record import markdown
+from rigfuse.train.record import markdown
+from rigfuse.train.systems import experiment
+from rigfuse.train.systems.cmt_aqr.data import DetectionBatch, DetectionSamples
 
 MODALITIES = ("camera", "lidar")
 DISTANCES = (0, 10, 20, 30, 40)  # metres: where each bin begins; the last has no end

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rigfuse.train.command_line import Parser
-from rigfuse.train.data.world import WorldSettings, check_world, draw_over, make_world
+from rigfuse.train.world import WorldSettings, check_world, draw_over, make_world
 
 OF_WORLD, OF_OVER = ("seed", "scenes", "samples", "width", "sweeps"), ("samples", "only")
 

@@ -31,8 +31,8 @@ from rigfuse.train import checkpoint
 from rigfuse.train.checkpoint import CheckpointError
 from rigfuse.train.command_line import Parser
 from rigfuse.train.config import Experiment, diff, update
-from rigfuse.train.configs import experiment
 from rigfuse.train.optim import parameter_groups, set_training
+from rigfuse.train.systems import experiment
 
 INITIAL = "initial"
 _LISTED = 20  # names in the terminal; --json has all

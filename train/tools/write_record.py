@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from rigfuse.train import record
 from rigfuse.train.checkpoint import CheckpointError
 from rigfuse.train.command_line import Parser
-from rigfuse.train.evaluate import pictures, record
-from rigfuse.train.evaluate.record import Run, by_config, load_run, markdown
+from rigfuse.train.record import Run, by_config, load_run, markdown
+from rigfuse.train.systems.completion import pictures
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,0 +1,1 @@
+"""What can be measured: a comparison, one operation, a training step of the detector."""

@@ -1,0 +1,1 @@
+"""What detectors share: batches, matching and losses, denoising queries."""

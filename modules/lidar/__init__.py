@@ -1,0 +1,1 @@
+"""The LiDAR branch in plain PyTorch: voxels, sparse convolution, SECOND."""

@@ -1,1 +1,0 @@
-"""Evaluation: how well a trained network does what it is for."""

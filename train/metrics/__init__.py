@@ -1,0 +1,1 @@
+"""What results are judged by: the official and the published metrics."""

@@ -1,0 +1,1 @@
+"""The camera + LiDAR detector with attention-bias query routing."""

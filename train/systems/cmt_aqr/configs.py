@@ -1,0 +1,123 @@
+"""System C: CMT with attention-bias query routing on cameras and LiDAR, its generations and ablations, and a tiny one
+of each.
+
+The image backbone and the LiDAR branch up to its neck are frozen, as the documents have them; so give them weights:
+`model.camera.weights=FOLDER` for the ResNet, `--weights CKPT` for what an `unfrozen` run or a baseline has learned.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from .experiment import DetectionExperiment
+
+_SIZE = "voxel0100_r50_800x320_cbgs"
+_FROZEN = ("img_backbone", "pts_backbone", "pts_voxel_encoder", "pts_middle_encoder")
+
+
+def cmt_aqr() -> DetectionExperiment:
+    """The documents' v3: attention bias, learnable scale."""
+    experiment = DetectionExperiment()
+    optim, run = experiment.optim, experiment.run
+    optim.lr, optim.weight_decay, optim.clip = 1.4e-4, 0.01, 35.0
+    optim.multipliers = {
+        **dict.fromkeys(_FROZEN, 0.0),
+        **dict.fromkeys(("img_neck", "pts_neck"), 0.05),
+        **dict.fromkeys(("transformer", "query_embed", "shared_conv"), 0.5),
+        "reference_points": 0.3,
+        "task_heads": 0.8,
+        "aqr_weight_generator": 1.0,
+        "attention_bias_generator": 1.0,
+        "attention_bias_generator.bias_scale": 0.5,
+    }
+    experiment.loader.batch_size = 2
+    run.epochs, run.amp = 20, "bfloat16"
+    return experiment
+
+
+def cmt() -> DetectionExperiment:
+    """The baseline without AQR."""
+    experiment = _without_scale("none")
+    del experiment.optim.multipliers["aqr_weight_generator"]
+    return experiment
+
+
+def cmt_aqr_v1() -> DetectionExperiment:
+    """Features are multiplied by the weights."""
+    return _without_scale("v1")
+
+
+def cmt_aqr_v2() -> DetectionExperiment:
+    """Features are modulated by a tenth of the weights."""
+    return _without_scale("v2")
+
+
+def cmt_aqr_scale20() -> DetectionExperiment:
+    """The scale begins at 2.0."""
+    experiment = cmt_aqr()
+    experiment.model.aqr.bias_scale = 2.0
+    return experiment
+
+
+def cmt_aqr_scale30() -> DetectionExperiment:
+    """The scale begins at 3.0."""
+    experiment = cmt_aqr()
+    experiment.model.aqr.bias_scale = 3.0
+    return experiment
+
+
+def cmt_aqr_fixed() -> DetectionExperiment:
+    """The scale stays at 2.5."""
+    return _without_scale("v3")
+
+
+def cmt_aqr_unfrozen() -> DetectionExperiment:
+    """Everything trains, the branches as slowly as their necks."""
+    experiment = cmt_aqr()
+    experiment.model.camera.frozen_stages = experiment.model.lidar.frozen_stages = -1
+    experiment.model.camera.norm_eval = experiment.model.lidar.norm_eval = False
+    experiment.optim.multipliers |= dict.fromkeys(_FROZEN, 0.05)
+    return experiment
+
+
+def _without_scale(generation: str) -> DetectionExperiment:
+    """Without a scale that learns, `attention_bias_generator` has no parameter."""
+    experiment = cmt_aqr()
+    experiment.model.aqr.generation, experiment.model.aqr.learnable_scale = generation, False
+    for pattern in ("attention_bias_generator", "attention_bias_generator.bias_scale"):
+        del experiment.optim.multipliers[pattern]
+    return experiment
+
+
+def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
+    """The same code with smaller numbers: a minute or two on two cores, and it learns. Random weights, so all train."""
+    experiment = make()
+    model, data, run, optim = experiment.model, experiment.data, experiment.run, experiment.optim
+    data.image_size, data.sweeps, data.resize, data.cbgs = (96, 160), 1, (1.0, 1.0), False
+    data.point_range = (-25.6, -25.6, -3.0, 25.6, 25.6, 5.0)
+    data.bev_rotation, data.bev_scale, data.bev_flip = 0.0, (1.0, 1.0), False
+    data.p_no_image = data.p_no_lidar = 0.0
+    model.channels, model.queries, model.denoising_groups = 64, 100, 3
+    model.camera.resnet, model.camera.frozen_stages, model.camera.norm_eval = "tiny", -1, False
+    lidar, decoder = model.lidar, model.decoder
+    lidar.voxel_size, lidar.channels, lidar.blocks = (0.8, 0.8, 1.0), (16, 32), 1
+    lidar.second, lidar.layers, lidar.frozen_stages, lidar.norm_eval = (32, 64), 2, -1, False
+    decoder.layers, decoder.heads, decoder.feedforward, decoder.dropout = 2, 4, 128, 0.0
+    optim.lr, optim.multipliers = 2e-3, dict.fromkeys(optim.multipliers, 1.0)
+    experiment.schedule.warmup_steps = 20
+    experiment.loader.batch_size, experiment.loader.workers = 2, 0
+    run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 8, 4, 20, "float32"
+    return experiment
+
+
+_FULL = {
+    f"cmt_aqr_{_SIZE}": cmt_aqr,
+    f"cmt_{_SIZE}": cmt,
+    f"cmt_aqr_v1_{_SIZE}": cmt_aqr_v1,
+    f"cmt_aqr_v2_{_SIZE}": cmt_aqr_v2,
+    f"cmt_aqr_scale20_{_SIZE}": cmt_aqr_scale20,
+    f"cmt_aqr_scale30_{_SIZE}": cmt_aqr_scale30,
+    f"cmt_aqr_fixed_{_SIZE}": cmt_aqr_fixed,
+    f"cmt_aqr_unfrozen_{_SIZE}": cmt_aqr_unfrozen,
+}
+EXPERIMENTS: dict[str, Callable[[], DetectionExperiment]] = dict(_FULL)
+EXPERIMENTS |= {f"{name}_tiny": partial(_tiny, make) for name, make in _FULL.items()}

@@ -1,0 +1,118 @@
+"""Completion of missing cameras: V1 and V2 at the documents' size and at upstream's, ablations, and a tiny one of each.
+
+Trained on completion losses alone, so the backbone stays frozen; give it weights where they exist
+(`model.backbone.weights=FOLDER`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from .experiment import CompletionExperiment
+
+
+def completion_v2() -> CompletionExperiment:
+    """The documents' V2: 900×1600, ResNet-50, a missing camera attends to itself and its neighbours."""
+    experiment = CompletionExperiment()
+    experiment.optim.freeze = ("backbone",)
+    experiment.optim.multipliers = {"temporal.offset": 0.02}  # at full rate the offsets wander and blur the warp
+    experiment.run.amp = "bfloat16"
+    return experiment
+
+
+def completion_v1() -> CompletionExperiment:
+    """V1 attends to all cameras; nothing else differs."""
+    experiment = completion_v2()
+    experiment.model.temporal.topology = "global"
+    return experiment
+
+
+def completion_own() -> CompletionExperiment:
+    """A missing camera attends to its own past only."""
+    experiment = completion_v2()
+    experiment.model.temporal.topology = "own"
+    return experiment
+
+
+def completion_v2_no_temporal() -> CompletionExperiment:
+    experiment = completion_v2()
+    experiment.model.temporal.enable = False
+    experiment.optim.multipliers = {}
+    return experiment
+
+
+def completion_v2_no_vae() -> CompletionExperiment:
+    experiment = completion_v2()
+    experiment.model.vae.enable = False
+    return experiment
+
+
+def completion_v2_no_planning() -> CompletionExperiment:
+    experiment = completion_v2()
+    experiment.model.planning.enable = False
+    return experiment
+
+
+def completion_v2_kv8() -> CompletionExperiment:
+    """A quarter of the keys."""
+    experiment = completion_v2()
+    experiment.model.temporal.kv_downsample = 8
+    return experiment
+
+
+def completion_v2_queue1() -> CompletionExperiment:
+    """One moment of history."""
+    experiment = completion_v2()
+    experiment.model.temporal.queue_length = experiment.data.history = 1
+    return experiment
+
+
+def completion_v2_far() -> CompletionExperiment:
+    """A third hypothesis for what is too far to move."""
+    experiment = completion_v2()
+    experiment.model.temporal.depths = (10.0, 30.0, 200.0)
+    return experiment
+
+
+def _upstream(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
+    """At the size of SparseDrive's released model: 256×704, strides 4 to 32."""
+    experiment = make()
+    experiment.data.image_size = (256, 704)
+    experiment.data.resize = (1.0, 1.25)
+    experiment.model.backbone.strides = (4, 8, 16, 32)
+    experiment.loader.batch_size = 6
+    return experiment
+
+
+def _tiny(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
+    """The same code with smaller numbers: a few steps in seconds on two cores, and it learns."""
+    experiment = make()
+    model, data, run = experiment.model, experiment.data, experiment.run
+    data.image_size, data.history, data.resize = (96, 160), min(data.history, 2), (1.0, 1.0)
+    data.scenes, data.future = (6, 2), 6
+    model.channels, model.backbone.resnet, model.backbone.strides = 64, "tiny", (8, 16)
+    model.temporal.stride, model.temporal.kv_downsample = 16, max(1, model.temporal.kv_downsample // 4)
+    model.temporal.heads = model.planning.heads = 4
+    model.temporal.depths = (10.0, 30.0, 200.0)  # at this size most of what is seen is too far to move
+    model.dropout.p_missing = 1.0
+    model.temporal.queue_length = data.history
+    model.planning.kv_downsample, model.planning.sigma, model.vae.latent = 2, 16.0, 16
+    experiment.optim.lr, experiment.schedule.warmup_steps = 5e-3, 20
+    experiment.loader.batch_size, experiment.loader.workers = 4, 0
+    run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 18, 6, 10, "float32"
+    return experiment
+
+
+_FULL = (
+    completion_v1,
+    completion_v2,
+    completion_own,
+    completion_v2_no_temporal,
+    completion_v2_no_vae,
+    completion_v2_no_planning,
+    completion_v2_kv8,
+    completion_v2_queue1,
+    completion_v2_far,
+)
+EXPERIMENTS: dict[str, Callable[[], CompletionExperiment]] = {make.__name__: make for make in _FULL}
+EXPERIMENTS |= {f"{make.__name__}_256x704": partial(_upstream, make) for make in (completion_v1, completion_v2)}
+EXPERIMENTS |= {f"{name}_tiny": partial(_tiny, make) for name, make in EXPERIMENTS.items()}

@@ -1,1 +1,0 @@
-"""What can be trained: for each task its settings, network, data and evaluation."""
