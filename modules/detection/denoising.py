@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..cmt_aqr.head import check_ground_truth, range_bounds
+from ..maps_layout import range_bounds
+from .boxes import check_ground_truth
 
 BACKGROUND = -1
 

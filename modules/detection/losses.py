@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from ...kernels.runtime.checks import Shapes, check_indices, check_same_device
-from ..cmt_aqr.head import Predictions, check_ground_truth, encode_boxes
+from .boxes import Predictions, check_ground_truth, encode_boxes
 from .denoising import BACKGROUND, Denoising
 
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)  # of the ten numbers of an encoded box
