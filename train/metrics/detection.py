@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from ...modules.detection.boxes import DETECTION_CLASSES, Detections
 from ..data.nuscenes import REFERENCE, open_nuscenes
+from ..world.poses import from_row
 
 MAX_BOXES = 500  # of a sample: the official limit
 _MOVING = 0.2  # m/s
@@ -106,11 +107,11 @@ def _entries(found: Detections, nusc, token) -> list[dict]:
     if not len(order):
         return []
     boxes, scores = boxes[order].numpy(), scores[order].tolist()
-    world_R_ego = Rotation.from_quat(np.roll(pose["rotation"], -1))  # scipy has w last
-    centres = world_R_ego.apply(boxes[:, :3]) + pose["translation"]
-    rotations = np.roll((world_R_ego * Rotation.from_euler("z", boxes[:, 6:7])).as_quat(), 1, axis=1)
+    world_T_ego = from_row(pose)
+    centres = boxes[:, :3] @ world_T_ego[:3, :3].T + world_T_ego[:3, 3]
     velocities = np.nan_to_num(boxes[:, 7:], nan=0.0, posinf=0.0, neginf=0.0)
-    moved = world_R_ego.apply(np.pad(velocities, ((0, 0), (0, 1))))[:, :2]
+    world_R_ego = Rotation.from_quat(np.roll(pose["rotation"], -1))  # scipy has w last
+    rotations = np.roll((world_R_ego * Rotation.from_euler("z", boxes[:, 6:7])).as_quat(), 1, axis=1)
     names = [DETECTION_CLASSES[label] for label in found.labels.cpu()[order].tolist()]
     return [
         {
@@ -118,13 +119,13 @@ def _entries(found: Detections, nusc, token) -> list[dict]:
             "translation": centre.tolist(),
             "size": [width, length, height],
             "rotation": rotation.tolist(),
-            "velocity": velocity.tolist(),  # along the world's axes
+            "velocity": (world_T_ego[:2, :2] @ velocity).tolist(),
             "detection_name": name,
             "detection_score": score,
-            "attribute_name": _ATTRIBUTES[name][0 if speed > _MOVING else 1],
+            "attribute_name": _ATTRIBUTES[name][0 if np.hypot(*velocity) > _MOVING else 1],
         }
-        for centre, (length, width, height), rotation, velocity, speed, name, score in zip(
-            centres, boxes[:, 3:6].tolist(), rotations, moved, np.hypot(*velocities.T), names, scores
+        for centre, (length, width, height), rotation, velocity, name, score in zip(
+            centres, boxes[:, 3:6].tolist(), rotations, velocities, names, scores
         )
     ]
 
