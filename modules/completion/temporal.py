@@ -256,7 +256,8 @@ class _OwnPast:
     def take(self, warped: torch.Tensor, coverage: torch.Tensor, listed: torch.Tensor) -> None:
         """warped (Nt, C, H, W) and coverage (Nt, H, W) of the `listed` (Nt,) maps, ascending."""
         if self.maps is None:
-            self.maps = warped.new_zeros(len(self._wanted), *warped.shape[1:])
+            dtype = torch.promote_types(warped.dtype, coverage.dtype)
+            self.maps = warped.new_zeros(len(self._wanted), *warped.shape[1:], dtype=dtype)
         row = torch.searchsorted(listed, self._wanted).clamp(max=max(len(listed) - 1, 0))
         fresh = ~self._found & torch.isin(self._wanted, listed)
         if fresh.any():
