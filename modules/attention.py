@@ -9,7 +9,7 @@ from .positions import CameraTimeSpaceEncoding
 
 
 class CameraAttention(OperationModule):
-    """Multi-head attention between camera maps; every token says which camera, how long ago and where it is from.
+    """Multi-head attention between camera maps; every token is told which camera, when and where it comes from.
 
     Args:
         channels: C of queries and keys.

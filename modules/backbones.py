@@ -58,7 +58,7 @@ class ResNet(nn.Module):
             stage.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """images (N, 3, H, W), normalised → one (N, C, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
+        """Turns images (N, 3, H, W), normalised, into one (N, C, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
         return list(self.body(images).feature_maps)
 
     def train(self, mode: bool = True):
@@ -96,7 +96,7 @@ class FPN(nn.Module):
         self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra))
 
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """One (N, C, H, W) for each of in_channels → `levels` maps (N, channels, H, W)."""
+        """Turns one map (N, C, H, W) for each of `in_channels` into `levels` maps (N, channels, H, W)."""
         maps = [layer(x) for layer, x in zip(self.lateral, maps, strict=True)]
         for finer, coarser in zip(reversed(maps[:-1]), reversed(maps[1:])):
             finer += F.interpolate(coarser, size=finer.shape[-2:], mode="nearest")
@@ -125,5 +125,5 @@ class ResNetFPN(ResNet):
         self.strides = tuple(strides)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """images (N, 3, H, W), normalised → one (N, channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
+        """Turns images (N, 3, H, W), normalised, into one (N, channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
         return self.fpn(super().forward(images))

@@ -1,4 +1,4 @@
-"""Whether what is frozen moved between two states of a run: judged by hashes of every tensor of its network.
+"""Judges by hashes of every tensor of a network whether what is frozen moved between two states of a run.
 
 Frozen is what training would freeze with the settings in the checkpoint: parameters without gradient, and every buffer
 but the statistics of batch norms that train. Compared are the sha256 of each tensor's bytes.
@@ -51,7 +51,7 @@ class Finding:
 
 
 def frozen_names(model: nn.Module, settings: Experiment) -> set[str]:
-    """Which tensors of the model's state training with these settings leaves as they are."""
+    """Names the tensors of the model's state that training with these settings leaves as they are."""
     parameter_groups(model, settings.optim)  # freezes what these freeze
     set_training(model)
     moving = {

@@ -34,7 +34,7 @@ class AQRConfig:
     def build(
         self, channels: int, layout: MapLayout
     ) -> tuple["AQRWeightGenerator | None", "AttentionBiasGenerator | None"]:
-        """The two generators for maps of C channels; None for generation "none"."""
+        """Builds the two generators for maps of C channels; None for generation "none"."""
         if self.generation == "none":
             return None, None
         return AQRWeightGenerator(channels, hidden=channels), AttentionBiasGenerator(layout, self)
@@ -154,7 +154,8 @@ class AttentionBiasGenerator(nn.Module):
             self.register_buffer("bias_scale", scale)
 
     def per_map(self, weights: torch.Tensor) -> torch.Tensor:
-        """weights (B, N, 2) of camera and LiDAR → (B, N, 1 + V): the LiDAR's for the BEV map, then the camera's."""
+        """Spreads weights (B, N, 2) of camera and LiDAR over the maps, (B, N, 1 + V): the LiDAR's for the BEV map, then
+        the camera's."""
         camera, lidar = weights.split(1, dim=-1)
         return torch.cat([lidar, camera.expand(-1, -1, self.cameras)], dim=-1)
 

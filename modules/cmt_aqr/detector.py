@@ -50,8 +50,8 @@ class DetectorConfig:
     def build(
         self, image_size: tuple[int, int], point_range: tuple[float, ...], backend: str | None = None
     ) -> "CmtAqr":
-        """The detector for images (height, width) of nuScenes' cameras and points in a range (metres, ego frame);
-        `backend` is that of the operations, see `rigfuse.kernels`."""
+        """Builds the detector for images (height, width) of nuScenes' cameras and points in a range (metres, ego
+        frame); `backend` is that of the operations, see `rigfuse.kernels`."""
         channels, layout = self.channels, self.layout(image_size, point_range)
         lidar = self.lidar.build(point_range, channels)
         shared_conv = nn.Conv2d(2 * channels, channels, 3, padding=1, bias=False)
@@ -81,7 +81,7 @@ class DetectorConfig:
         return detector.to(memory_format=torch.channels_last)  # that of the maps, and so of the weights' gradients
 
     def layout(self, image_size: tuple[int, int], point_range: tuple[float, ...]) -> MapLayout:
-        """The maps' layout for the same images and points."""
+        """Lays out the maps for images and points as `build` takes them."""
         height, width = (-(-side // _STRIDE) for side in image_size)
         bev_shape = self.lidar.bev_shape(point_range)
         return MapLayout(bev_shape, (height, width), len(NUSCENES_CAMERAS), _STRIDE, tuple(point_range))
@@ -212,7 +212,7 @@ class CmtAqr(OperationModule):
         return decode(self(batch).predictions)
 
     def camera_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, V, 3, H, W), normalised → (B, V, C, h, w), maps in channels_last memory format."""
+        """Turns images (B, V, 3, H, W), normalised, into maps (B, V, C, h, w) in channels_last memory format."""
         maps = self.img_backbone(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         maps = self.img_neck(maps)[0].unflatten(0, images.shape[:2])
         if maps.shape[-2:] != self.layout.view_shape:
@@ -221,7 +221,7 @@ class CmtAqr(OperationModule):
         return maps
 
     def bev_map(self, points: list[torch.Tensor]) -> torch.Tensor:
-        """For each sample (P, F), see `DetectionInput` → (B, C, H, W); a sample may have no point."""
+        """Turns the points of each sample (P, F), see `DetectionInput`, into maps (B, C, H, W); there may be none."""
         sample = torch.cat([torch.full((len(part),), index, device=part.device) for index, part in enumerate(points)])
         voxels = self.pts_voxel_encoder(torch.cat(points), sample, len(points))
         return self.shared_conv(self.pts_neck(self.pts_backbone(self.pts_middle_encoder(voxels))))

@@ -27,7 +27,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """Where on each map, and how much, the queries' attention is drawn or turned away: see `window_bias_attention`.
+    """Says where on each map, and how much, the queries' attention is drawn or turned away (`window_bias_attention`).
 
     Args:
         maps: the maps in the order of the memory's tokens.
@@ -45,7 +45,7 @@ class Routing:
     max_scale: float = 5.0
 
     def attend(self, query, key, value, backend=None):
-        """`window_bias_attention` with this routing: (B, L, heads, dim) each → (B, N, heads, dim)."""
+        """Attends with this routing: query (B, N, heads, dim), key and value (B, L, heads, dim) → like query."""
         return window_bias_attention(
             query,
             key,
@@ -81,7 +81,8 @@ class Attention(OperationModule):
         mask: torch.Tensor | None = None,
         routing: Routing | None = None,
     ) -> torch.Tensor:
-        """query (B, N, C), key and value (B, L, C) → (B, N, C). `mask` (N, L) bool, True = may attend, or a routing."""
+        """Attends: query (B, N, C), key and value (B, L, C) → (B, N, C); with a `mask` (N, L) bool, True = may attend,
+        with a routing, or with neither."""
         projected = self.query(query), self.key(key), self.value(value)
         query, key, value = (x.unflatten(-1, (self.heads, -1)) for x in projected)
         if routing is not None:
@@ -112,6 +113,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, content, query_pos, key, value, self_mask, routing):
+        """Updates the content (B, N, C) of the queries; the other arguments as in `QueryDecoder.forward`."""
         with annotate("query_decoder.self_attention"):
             place = content + query_pos
             content = self.norms[0](content + self.dropout(self.self_attention(place, place, content, mask=self_mask)))

@@ -31,7 +31,7 @@ class CascadeConfig:
     planning: PlanningConfig = field(default_factory=PlanningConfig)
 
     def build(self, backend: str | None = None) -> "CompletionCascade":
-        """The cascade with the stages that are enabled; `backend` is that of the operations, see `rigfuse.kernels`."""
+        """Builds the cascade with the enabled stages; `backend` is that of the operations, see `rigfuse.kernels`."""
         strides, channels, temporal, vae, planning = self.backbone.strides, self.channels, None, None, None
         if self.temporal.enable:
             temporal = MotionCompensatedTemporalCompletion(channels, self.temporal)
@@ -47,6 +47,8 @@ class CascadeConfig:
 
 @dataclass
 class CascadeOutput:
+    """What the cascade makes of the present moment of a window."""
+
     features: list[torch.Tensor]  # completed, for each scale (B, V, C, H, W)
     original: list[torch.Tensor]  # before completion
     missing: torch.Tensor  # (B, V) bool
@@ -90,7 +92,7 @@ class CompletionCascade(OperationModule):
         self.trajectory_dropout = trajectory_dropout
 
     def extract(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """(B, V, 3, H, W) → for each stride (B, V, C, h, w), maps in channels_last memory format."""
+        """Turns images (B, V, 3, H, W) into maps (B, V, C, h, w) for each stride, in channels_last memory format."""
         maps = self.backbone(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return [x.contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2]) for x in maps]
 
@@ -142,7 +144,7 @@ class CompletionCascade(OperationModule):
         trajectory: torch.Tensor | None = None,
         teacher: list[torch.Tensor] | None = None,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None, dict[str, torch.Tensor]]:
-        """The three stages on features.
+        """Runs the three stages on features.
 
         Args:
             original: for each scale (B, V, C, H, W).
@@ -185,7 +187,7 @@ def consistency_losses(
     missing: torch.Tensor,
     importance: list[torch.Tensor] | None,
 ) -> dict[str, torch.Tensor]:
-    """How far the missing cameras' features are from the teacher's; zero (with gradient) when none is missing.
+    """Measures how far the missing cameras' features are from the teacher's; zero (with gradient) when none is missing.
 
     `ssl`: squared error relative to the teacher's mean square, plus one minus the cosine of each cell, mean over the
     scales. `planning_guided`: the same relative error weighted by the trajectory's importance; present with one.

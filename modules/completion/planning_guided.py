@@ -28,7 +28,7 @@ class PlanningConfig:
 
 
 def project_trajectory(trajectory: torch.Tensor, frame: RigFrame, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """An ego trajectory on every camera's feature map.
+    """Projects an ego trajectory onto every camera's feature map.
 
     Args:
         trajectory: (B, T, 2) metres in the ego frame, on the ground (z = 0).
@@ -70,7 +70,8 @@ class CrossCameraAttention(OperationModule):
         self.backend = backend
 
     def forward(self, features: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
-        """features (B, V, C, H, W), missing (B, V) bool → (Nq, C, H, W), rows in the order of `missing.nonzero()`."""
+        """Returns what the missing cameras borrow, (Nq, C, H, W), rows in the order of `missing.nonzero()`, for
+        features (B, V, C, H, W) and missing (B, V) bool."""
         cameras = features.shape[1]
         sample, camera = missing.nonzero().unbind(1)
         listed = self._table.to(missing.device)[camera]  # (Nq, K)
@@ -120,15 +121,15 @@ class ScaleCompletion(OperationModule):
     def forward(
         self, features: torch.Tensor, missing: torch.Tensor, trajectory: torch.Tensor | None, frame: RigFrame
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """features (B, V, C, H, W), missing (B, V) bool, trajectory (B, T, 2) metres or None → the features with the
-        missing cameras' maps completed, and the trajectory's importance (B, V, H, W) or None."""
+        """Completes the missing cameras' maps of features (B, V, C, H, W), missing (B, V) bool; returns them, and the
+        importance (B, V, H, W) of the trajectory (B, T, 2), metres, or None without one."""
         index = missing.nonzero().unbind(1)
         importance = self._importance(features, trajectory, frame)
         completed = replace_maps(features, index, lambda maps: self._complete(maps, features, missing, importance))
         return completed, importance
 
     def _importance(self, features, trajectory, frame):
-        """(B, V, H, W), or None without a trajectory."""
+        """The importance of the trajectory for each cell, (B, V, H, W), or None without one."""
         if trajectory is None:
             return None
         points, valid = (

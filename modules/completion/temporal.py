@@ -124,6 +124,7 @@ class MotionCompensatedTemporalCompletion(OperationModule):
         self.backend = backend
 
     def reset_history(self) -> None:
+        """Forgets the history of every sample."""
         self.history.clear()
 
     def forward(self, features: torch.Tensor, missing: torch.Tensor, frame: RigFrame) -> torch.Tensor:
@@ -143,7 +144,8 @@ class MotionCompensatedTemporalCompletion(OperationModule):
     def complete(
         self, features: torch.Tensor, missing: torch.Tensor, frame: RigFrame
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`forward`, and which cameras were completed, (B, V) bool: the missing ones that some history could help."""
+        """Does what `forward` does, and also says which cameras were completed, (B, V) bool: the missing ones that some
+        history could help."""
         helped = torch.zeros_like(missing)
         if not self.enable:
             return features, helped
@@ -254,7 +256,8 @@ class _OwnPast:
         self.maps = None
 
     def take(self, warped: torch.Tensor, coverage: torch.Tensor, listed: torch.Tensor) -> None:
-        """warped (Nt, C, H, W) and coverage (Nt, H, W) of the `listed` (Nt,) maps, ascending."""
+        """Takes the maps of cameras of which no newer one came before: warped (Nt, C, H, W) and coverage (Nt, H, W) of
+        the maps `listed` (Nt,), ascending."""
         if self.maps is None:
             dtype = torch.promote_types(warped.dtype, coverage.dtype)
             self.maps = warped.new_zeros(len(self._wanted), *warped.shape[1:], dtype=dtype)

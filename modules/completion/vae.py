@@ -33,7 +33,7 @@ class ScaleVAE(nn.Module):
         )
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(N, C, H, W) → reconstruction (N, C, H, W), mu and logvar (N, latent, ⌈H/4⌉, ⌈W/4⌉)."""
+        """Reconstructs maps (N, C, H, W); returns them, mu and logvar (N, latent, ⌈H/4⌉, ⌈W/4⌉)."""
         mu, logvar = self.encoder(features).chunk(2, dim=1)
         z = mu
         if self.training:

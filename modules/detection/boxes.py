@@ -90,7 +90,7 @@ def decode(
 
 
 def check_ground_truth(caller: str, boxes: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> None:
-    """Raises unless there is a (G, 9) of floats and a (G,) of int64 on one device for each of one or more samples."""
+    """Raises unless each of one or more samples has boxes (G, 9) of floats and labels (G,) of int64, on one device."""
     if not len(boxes) == len(labels) > 0:
         got = f"boxes are of {len(boxes)} samples and labels of {len(labels)}"
         raise ValueError(f"{caller}: {got}, needs the same number, at least 1")

@@ -27,7 +27,7 @@ class LidarConfig:
     norm_eval: bool = True  # batch norms of SECOND and of its neck keep their statistics in training too
 
     def build(self, point_range: tuple[float, ...], channels: int) -> "LidarBranch":
-        """The branch for points in this range (metres); its map has 2 · `channels` channels."""
+        """Builds the branch for points in this range (metres); its map has 2 · `channels` channels."""
         voxel_encoder = VoxelEncoder(point_range, self.voxel_size)
         voxels = voxel_encoder.linear.out_features, voxel_encoder.spatial_shape
         middle_encoder = SparseMiddleEncoder(*voxels, self.channels, self.blocks)
@@ -55,7 +55,7 @@ class LidarBranch(NamedTuple):
 
 
 class SparseMiddleEncoder(nn.Module):
-    """Voxels to a bird's-eye-view map: sparse convolutions that halve (z, y, x), then z into channels (SECOND).
+    """Turns voxels into a BEV map: sparse convolutions that halve (z, y, x), then z becomes channels (SECOND).
 
     A submanifold stem, then stages of basic blocks with a stride-2 convolution between them; a last convolution along z
     (kernel 3 or what is left, stride 2) and the rest of z becomes channels, as CMT's middle encoder.
@@ -86,7 +86,8 @@ class SparseMiddleEncoder(nn.Module):
         self.out_channels = channels[-1] * conv.output_shape(shape)[0]
 
     def forward(self, voxels: SparseTensor) -> torch.Tensor:
-        """(N, in_channels) on `spatial_shape` → (B, out_channels, ⌈Y/8⌉, ⌈X/8⌉) with four stages, row = y, column = x.
+        """Turns features (N, in_channels) on `spatial_shape` into a map (B, out_channels, ⌈Y/8⌉, ⌈X/8⌉), where it has
+        four stages: row = y, column = x.
 
         Zero where no voxel reaches. Channel c of height z is channel c · Z' + z. Gradients: features, parameters.
         """
@@ -133,7 +134,8 @@ class SECOND(nn.Module):
         self._frozen().requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(B, in_channels, H, W) → one (B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stage, strides multiplied."""
+        """Turns a map (B, in_channels, H, W) into one (B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stage, strides
+        multiplied."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -180,7 +182,7 @@ class SECONDNeck(nn.Module):
         )
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """One (B, C, H/factor, W/factor) for each of in_channels → (B, Σ out_channels, H, W)."""
+        """Turns one map (B, C, H/factor, W/factor) for each of `in_channels` into (B, Σ out_channels, H, W)."""
         if len(maps) != len(self.blocks):
             raise ValueError(f"SECONDNeck: maps has {len(maps)} maps, needs {len(self.blocks)}")
         return torch.cat([block(x) for block, x in zip(self.blocks, maps)], 1)

@@ -70,7 +70,7 @@ class DriveSamples(Dataset):
 
     @classmethod
     def of_splits(cls, config: DatasetConfig, seed: int) -> tuple["DriveSamples", "DriveSamples"]:
-        """The training set and the validation set of `config.root`, split by scene.
+        """Makes the training set and the validation set of `config.root`, split by scene.
 
         Raises:
             FileNotFoundError, ValueError, ImportError: see `drives_of_splits`; most files are absent.
@@ -81,8 +81,8 @@ class DriveSamples(Dataset):
         return training, validation
 
     def read(self, place: int, rng: np.random.Generator):
-        """The sample at a place, numbered over all drives, as a batch of one with `bad_files`; BadFile where a file is
-        missing or broken."""
+        """Reads the sample at a place, numbered over all drives, as a batch of one with `bad_files`; BadFile where a
+        file is missing or broken."""
         raise NotImplementedError
 
     def order(self, epoch: int) -> Sequence[int]:
@@ -90,7 +90,7 @@ class DriveSamples(Dataset):
         return range(len(self.places))
 
     def has_files(self, place: int) -> bool:
-        """Whether every file that the sample cannot be without exists."""
+        """Says whether every file exists that the sample cannot be without."""
         return all(moment.image_path(name) for moment in self.moments(place) for name in moment.rig.names)
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ class DriveSamples(Dataset):
             raise ValueError(f"{self.config.root}: {absent}; {self.remedy.format(root=self.config.root)}")
 
     def draw_view(self, rng: np.random.Generator) -> dict:
-        """How the images of a sample are augmented: arguments of `cover`, none in evaluation."""
+        """Draws how the images of a sample are augmented: arguments of `cover`, none in evaluation."""
         if not self.training:
             return {}
         config = self.config
@@ -153,7 +153,7 @@ class DriveSamples(Dataset):
 
 
 def read_images(moment: Moment, augmentations: dict[str, ImageAugmentation]) -> torch.Tensor:
-    """The images of all cameras, augmented: (V, 3, H, W) uint8; BadFile where one is missing or broken."""
+    """Reads the images of all cameras, augmented: (V, 3, H, W) uint8; BadFile where one is missing or broken."""
     return torch.stack([camera_image(moment, name, augmentations[name]) for name in moment.rig.names])
 
 

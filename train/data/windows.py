@@ -35,7 +35,7 @@ class WindowBatch:
     bad_files: list[str] = field(default_factory=list)  # files that could not be read, whose windows were replaced
 
     def to(self, device: torch.device | str) -> RigWindow:
-        """Normalised images and the trajectory on the device. Poses stay on the CPU."""
+        """Normalises the images; these and the trajectory go to the device, poses stay on the CPU."""
         images = normalised(self.images.to(device, non_blocking=True))
         return RigWindow(images, self.frames, self.trajectory.to(device, non_blocking=True))
 
@@ -45,6 +45,7 @@ class WindowBatch:
 
 
 def collate(items: Sequence[WindowBatch]) -> WindowBatch:
+    """Joins batches in order."""
     return WindowBatch(
         torch.cat([item.images for item in items]),
         [RigFrame.cat(frames) for frames in zip(*(item.frames for item in items))],
@@ -99,7 +100,7 @@ class Windows(DriveSamples):
 
 
 def build_windows(config: WindowConfig, seed: int) -> tuple[Windows, Windows]:
-    """(training, validation), split by scene.
+    """Makes the training set and the validation set, split by scene.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `DriveSamples.of_splits`.

@@ -15,6 +15,8 @@ from ...data.dataset import DatasetConfig, DriveSamples, read_images
 from ...data.images import BadFile, normalised
 from ...data.moments import Drive, Moment
 
+_UNCHANGED = BevAugmentation()
+
 
 @dataclass
 class DetectionConfig(DatasetConfig):
@@ -45,7 +47,7 @@ class DetectionBatch:
     bad_files: list[str] = field(default_factory=list)  # files that could not be read, whose samples were replaced
 
     def to(self, device: torch.device | str) -> DetectionInput:
-        """Everything on the device, images normalised. Projections stay on the CPU."""
+        """Normalises the images; everything but the projections goes to the device."""
         images = normalised(self.images.to(device, non_blocking=True))
         parts = ([x.to(device, non_blocking=True) for x in part] for part in (self.points, self.boxes, self.labels))
         return DetectionInput(images, self.image_T_ego, *parts, self.tokens)
@@ -56,6 +58,7 @@ class DetectionBatch:
 
 
 def collate(items: Sequence[DetectionBatch]) -> DetectionBatch:
+    """Joins batches in order."""
     images, image_T_ego = (torch.cat([getattr(x, name) for x in items]) for name in ("images", "image_T_ego"))
     lists = ("points", "boxes", "labels", "tokens", "bad_files")
     return DetectionBatch(images, image_T_ego, *([part for x in items for part in getattr(x, name)] for name in lists))
@@ -109,19 +112,19 @@ class DetectionSamples(DriveSamples):
         return DetectionBatch(images[None], image_T_ego[None], [points], [boxes], [labels], [moment.token])
 
     def draw(self, rng: np.random.Generator) -> tuple[dict, BevAugmentation, bool, bool]:
-        """How the images are augmented, how space is, whether there are images, and whether there are points."""
+        """Draws how the images are augmented, how space is, whether there are images, and whether there are points."""
         view = self.draw_view(rng)
         if not self.training:
-            return view, BevAugmentation(), True, True
+            return view, _UNCHANGED, True, True
         c = self.config
         flip_x, flip_y = (bool(flip) and c.bev_flip for flip in rng.random(2) < 0.5)
         bev = BevAugmentation(rng.uniform(-c.bev_rotation, c.bev_rotation), rng.uniform(*c.bev_scale), flip_x, flip_y)
         masked = rng.random()  # one draw, so that never both are gone
         return view, bev, masked >= c.p_no_image, not c.p_no_image <= masked < c.p_no_image + c.p_no_lidar
 
-    def targets(self, moment: Moment, bev: BevAugmentation = BevAugmentation()) -> tuple[torch.Tensor, torch.Tensor]:
-        """Boxes (G, 9) float32 and labels (G,) int64 of the objects of the ten classes whose centre is in range, in
-        training of those with points; see `DetectionInput`."""
+    def targets(self, moment: Moment, bev: BevAugmentation = _UNCHANGED) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns boxes (G, 9) float32 and labels (G,) int64 of the objects of the ten classes whose centre is in
+        range, in training of those with points; see `DetectionInput`."""
         ego_T_world = torch.linalg.inv(moment.world_T_ego)
         rows, labels = [], []
         for box in moment.boxes:
@@ -171,7 +174,7 @@ class ClassBalance:
 
 
 def build_detection(config: DetectionConfig, seed: int) -> tuple[DetectionSamples, DetectionSamples]:
-    """(training, validation), split by scene.
+    """Makes the training set and the validation set, split by scene.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: no root, a setting out of range, or see `DriveSamples.of_splits`.
@@ -198,7 +201,7 @@ def _check(config: DetectionConfig) -> None:
 
 
 def _label(category: str) -> int | None:
-    """Place of a nuScenes category in DETECTION_CLASSES, None where it is in none of the classes."""
+    """The place of a nuScenes category in DETECTION_CLASSES, None where it is in none of the classes."""
     from nuscenes.eval.detection.utils import category_to_detection_name
 
     name = category_to_detection_name(category)
@@ -206,6 +209,6 @@ def _label(category: str) -> int | None:
 
 
 def _inside(rows: torch.Tensor, point_range: Sequence[float]) -> torch.Tensor:
-    """(N,) bool: which rows (N, 3 + …) begin with a place in the range."""
+    """Which rows (N, 3 + …) begin with a place in the range, (N,) bool."""
     low, high = rows.new_tensor(point_range[:3]), rows.new_tensor(point_range[3:])
     return ((rows[:, :3] >= low) & (rows[:, :3] < high)).all(dim=1)

@@ -17,6 +17,8 @@ from .data import DetectionBatch, DetectionConfig, build_detection, collate
 
 @dataclass
 class DetectionExperiment(Experiment):
+    """The detector with its data, losses and evaluation."""
+
     model: DetectorConfig = field(default_factory=DetectorConfig)
     data: DetectionConfig = field(default_factory=DetectionConfig)
     losses: dict[str, float] = field(default_factory=lambda: dict(cls=2.0, box=0.25, dn_cls=2.0, dn_box=0.25))
@@ -33,7 +35,8 @@ class DetectionExperiment(Experiment):
         return collate(items)
 
     def evaluate(self, model: CmtAqr, loader) -> dict[str, float]:
-        """The official figures, see `evaluate_detection`; with AQR its scale and its mean |weight| by modality too."""
+        """Computes the official figures, see `evaluate_detection`; with AQR its scale and its mean |weight| by modality
+        too."""
         found, sums = {}, torch.zeros(3, dtype=torch.float64)  # Σ |camera|, Σ |LiDAR|, samples
         for batch in loader:
             output = model(batch)

@@ -47,7 +47,7 @@ class Routed:
     label: np.ndarray  # (M,) place in CLASSES
 
     def groups(self) -> dict[str, np.ndarray]:
-        """Name → (M,) bool: all queries, those of each distance, those of each class."""
+        """Groups of queries, (M,) bool by name: all, those of each distance, those of each class."""
         place = np.searchsorted(DISTANCES, self.distance, side="right") - 1
         found = {"all": np.ones(len(place), dtype=bool)}
         found |= {name: place == index for index, name in enumerate(BINS)}
@@ -109,7 +109,7 @@ def read_batches(
 
 
 def scale_history(run: SavedRun) -> list[tuple[int, float]]:
-    """(step, bias scale) as the run logged it; empty where there is no log, or nothing in it."""
+    """Reads (step, bias scale) as the run logged it; empty where there is no log, or nothing in it."""
     try:
         log = read_log(run.folder)
     except FileNotFoundError:

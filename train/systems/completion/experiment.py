@@ -12,6 +12,8 @@ from .evaluate import Scenario, evaluate_completion
 
 @dataclass
 class CompletionExperiment(Experiment):
+    """The cascade with its data, losses and evaluation."""
+
     model: CascadeConfig = field(default_factory=CascadeConfig)
     data: WindowConfig = field(default_factory=WindowConfig)
     losses: dict[str, float] = field(
@@ -30,7 +32,8 @@ class CompletionExperiment(Experiment):
         return collate(items)
 
     def evaluate(self, model: CompletionCascade, loader) -> dict[str, float]:
-        """How far completed features are from the true ones, each camera of `evaluate_without` dropped in turn.
+        """Measures how far completed features are from the true ones, each camera of `evaluate_without` dropped in
+        turn.
 
         `relative_l2`: ‖completed − true‖ / ‖true‖ over the absent camera's cells, mean over cameras and scales;
         `relative_l2/CAMERA` by camera; `relative_l2_none` and `relative_l2_warp` for what the backbone makes of a black
