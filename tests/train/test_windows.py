@@ -140,8 +140,9 @@ def test_nothing_whole_is_a_clear_stop(tmp_path):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="no whole sample .*missing or broken: .*CAM_FRONT.png"):
         Windows([drive], SMALL, training=False)[0, 0]
-    with pytest.raises(ValueError, match="none of 1 scenes has 5 moments in a row"):
-        Windows([drive], replace(SMALL, history=4), training=False)
+    for history, needed in ((4, "5 moments in a row"), (0, "a moment")):
+        with pytest.raises(ValueError, match=f"none of . scenes has {needed}"):
+            Windows([drive] if history else [], replace(SMALL, history=history), training=False)
 
 
 def test_one_world_point_looks_the_same_at_every_moment():

@@ -227,16 +227,13 @@ def test_a_batch_has_every_part(drives):
 # ---- broken files, refusals
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "earlier truncated", "no image"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "earlier truncated"])
 def test_a_broken_file_is_named_and_its_sample_replaced(altered, damage):
     samples = DetectionSamples(open_drives(altered), PLAIN, training=False)
     moment = samples.moment(2)
     path = moment.sweeps(3)[1 if "earlier" in damage else 0].path
     if damage == "missing":
         path.unlink()
-    elif damage == "no image":
-        path = moment.images["CAM_BACK"]
-        rewrite(path, b"not a picture")
     else:
         rewrite(path, b"" if damage == "empty" else path.read_bytes()[:-7])
     item = samples[0, 2]
@@ -256,12 +253,9 @@ def test_a_missing_earlier_scan_is_left_out(altered):
     assert len(after.points[0]) < len(before.points[0])
 
 
-def test_nothing_whole_is_a_clear_stop(altered):
-    samples = DetectionSamples(open_drives(altered)[:1], PLAIN, training=False)
+def test_a_root_without_scans_is_refused(altered):
     for path in (altered / "samples" / "LIDAR_TOP").iterdir():
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="no whole sample .*missing or broken: .*LIDAR_TOP.*bin"):
-        samples[0, 0]
     with pytest.raises(ValueError, match=r"altered: 3 of 3 samples looked at lack images or LiDAR scans; .*--out"):
         build_detection(replace(SMALL, root=str(altered)), seed=0)
 
@@ -282,8 +276,6 @@ def test_splits_come_from_the_world(small_world):
     assert [drive.name for drive in training.drives] == ["world-0000"] and training.training
     assert [drive.name for drive in validation.drives] == ["world-0001"] and not validation.training
     assert len(validation) == 3 and not math.isnan(training[0, 0].images.float().mean())
-    with pytest.raises(ValueError, match="data.val_split is 'world_vall'; did you mean 'world_val'"):
-        build_detection(replace(SMALL, root=str(small_world), val_split="world_vall"), seed=0)
 
 
 def test_refusals_are_one_line_that_says_what_to_do(drives):
@@ -297,5 +289,3 @@ def test_refusals_are_one_line_that_says_what_to_do(drives):
     ):
         with pytest.raises(ValueError, match=f"data.{name} is .*, needs .*{needed}"):
             DetectionSamples(drives, replace(SMALL, **{name: value}), training=True)
-    with pytest.raises(ValueError, match="none of 0 scenes has a moment"):
-        DetectionSamples([], SMALL, training=False)
