@@ -17,11 +17,9 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_survives_json_and_has_a_tiny_sibling(name):
+def test_every_experiment_survives_json(name):
     made = experiment(name)
     assert made.name == name and update(experiment(name), json.loads(dumps(made))) == made
-    assert name.endswith("_tiny") or f"{name}_tiny" in EXPERIMENTS
-    assert made.metric in ("relative_l2", "NDS")
 
 
 COMPLETION = [name for name in EXPERIMENTS if name.startswith("completion") and name.endswith("_tiny")]
