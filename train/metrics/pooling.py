@@ -1,0 +1,60 @@
+"""Results kept by sample, so that several shares of a split give the same figures as one pass over all of it."""
+
+from collections.abc import Mapping
+
+import torch.distributed as dist
+
+
+class SampleResults:
+    """What every metric here is: `add(token, …)` for each sample, `merge` what others have, `compute()` the figures.
+
+    A result that was added for one sample twice, or by several ranks, counts once: the first one stays. Figures do not
+    depend on the order in which samples came. A figure that does not exist is None, see `known` and `figure_text`.
+
+    Args:
+        settings: what two metrics must have in common to be merged.
+    """
+
+    def __init__(self, **settings):
+        self.settings = settings
+        self.samples = {}
+
+    def compute(self) -> dict[str, float | None]:
+        raise NotImplementedError
+
+    def merge(self, *others: "SampleResults") -> None:
+        """Takes in the samples of other metrics of the same kind and settings.
+
+        Raises:
+            ValueError: another kind or other settings.
+        """
+        for other in others:
+            if type(other) is not type(self) or other.settings != self.settings:
+                raise ValueError(
+                    f"{type(self).__name__}.merge: {type(other).__name__} with {other.settings} cannot join {self.settings}"
+                )
+            for token, result in other.samples.items():
+                self.samples.setdefault(token, result)
+
+    def compute_over_ranks(self) -> dict[str, float | None]:
+        """The figures of all ranks' samples together, the same on every rank; all ranks must call this."""
+        if not dist.is_initialized():
+            return self.compute()
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, self)
+        parts[0].merge(*parts[1:])
+        return parts[0].compute()
+
+    def in_order(self) -> list:
+        """The samples' results by token, whatever the order they came in."""
+        return [self.samples[token] for token in sorted(self.samples)]
+
+
+def known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    """Those that exist, for logs that take numbers only."""
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def figure_text(value: float | None, form: str = ".4f") -> str:
+    """A figure for people: "n/a" where there is none."""
+    return "n/a" if value is None else format(value, form)
