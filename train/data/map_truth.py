@@ -29,8 +29,8 @@ class MapLines:
 
     Args:
         labels: (L,) int64, places in `MAP_CLASSES`.
-        lines: L arrays (N, 2) float64, N ≥ 2, sorted by class, then by coordinates. A closed line repeats its first point:
-            crossings are closed and run counter-clockwise; along a boundary the road is on the right.
+        lines: L arrays (N, 2) float64, N ≥ 2, sorted by class, then by coordinates. A closed line repeats its first
+            point. Crossings are closed and run counter-clockwise; along a boundary the road is on the right.
     """
 
     labels: np.ndarray

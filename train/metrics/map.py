@@ -35,7 +35,7 @@ class MapMetric(SampleResults):
 
         Args:
             token: of the sample.
-            lines: the P predicted lines, each (N, 2) in metres, N ≥ 1, in any frame that the true ones share. A line that
+            lines: the P predicted lines, each (N, 2) in metres, N ≥ 1, in any frame that the true ones share. One that
                 is not finite is wrong at every threshold.
             labels: (P,) places in `classes`.
             scores: (P,) finite.
@@ -69,7 +69,9 @@ class MapMetric(SampleResults):
             ValueError: no threshold, or one that is not positive or beyond `reach`.
         """
         if not thresholds or not all(0 < threshold <= self.settings["reach"] for threshold in thresholds):
-            raise ValueError(f"thresholds are {thresholds}, need distances above 0 and up to {self.settings['reach']} m")
+            raise ValueError(
+                f"thresholds are {thresholds}, need distances above 0 and up to {self.settings['reach']} m"
+            )
         figures, means = {}, []
         for label, name in enumerate(self.settings["classes"]):
             results = [sample[label] for sample in self.in_order()]

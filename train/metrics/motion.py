@@ -158,7 +158,11 @@ def _check(found, centres, scores, paths, truth, true_centres, true_paths, mask)
         raise ValueError(f"MotionMetric.add: mask has shape {mask.shape}, paths of the truth have {true_paths.shape}")
     if len(paths) and len(mask) and (paths.shape[1] < 1 or paths.shape[2] < mask.shape[1]):
         raise ValueError(f"MotionMetric.add: paths have shape {paths.shape}, need a mode and {mask.shape[1]} steps")
-    for name, values in (("score", scores), ("predicted path", paths), ("known true step", true_paths[mask] if len(mask) else mask)):
+    for name, values in (
+        ("score", scores),
+        ("predicted path", paths),
+        ("known true step", true_paths[mask] if len(mask) else mask),
+    ):
         if not np.isfinite(values).all():
             raise ValueError(f"MotionMetric.add: a {name} is not finite")
 

@@ -18,8 +18,8 @@ class PlanningMetric(SampleResults):
     """L2 and collision rate of planned paths under both published protocols, pooled over samples.
 
     "endpoint" at t is the value of the step at t (UniAD); "mean" at t is the mean over the steps up to t (ST-P3, VAD,
-    SparseDrive). Both without @t are the mean over `seconds`. A sample of which not every step of the driven path is known
-    is skipped. A step at which the driven path itself touches a box is no collision of the plan. Boxes that touch count.
+    SparseDrive). Both without @t are the mean over `seconds`. A sample is skipped if a step of its driven path is not
+    known. A step at which the driven path itself touches a box is no collision of the plan. Boxes that touch count.
 
     Args:
         frame: of what point the paths are, "lidar" or "ego" (middle of the rear axle); see `EGO_SHIFT`.
@@ -51,7 +51,11 @@ class PlanningMetric(SampleResults):
         steps, shift = self.settings["steps"], EGO_SHIFT[self.settings["frame"]]
         path, true_path = (np.asarray(values, dtype=np.float64) for values in (path, true_path))
         mask = np.asarray(mask, dtype=bool)
-        for name, values, shape in (("path", path, (steps, 2)), ("true_path", true_path, (steps, 2)), ("mask", mask, (steps,))):
+        for name, values, shape in (
+            ("path", path, (steps, 2)),
+            ("true_path", true_path, (steps, 2)),
+            ("mask", mask, (steps,)),
+        ):
             if values.shape != shape:
                 raise ValueError(f"PlanningMetric.add: {name} has shape {values.shape}, needs {shape}")
         if not (np.isfinite(path).all() and np.isfinite(true_path[mask]).all()):

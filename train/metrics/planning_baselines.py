@@ -12,6 +12,15 @@ _HEADWAY, _STANDSTILL, _ACCELERATION, _BRAKING = 1.5, 2.0, 1.0, 2.0  # s, m, m/s
 _SUBSTEPS = 10  # of one step, in which speed and gap change
 
 
+def baseline_paths(velocity, boxes, frame: str = "lidar", steps: int = 6, period: float = 0.5) -> dict[str, np.ndarray]:
+    """Name → path of each; arguments as those of `follow_leader`."""
+    return {
+        "standing still": standing_still(steps),
+        "constant velocity": constant_velocity(velocity, steps, period),
+        "follow the leader": follow_leader(velocity, boxes, frame, steps, period),
+    }
+
+
 def standing_still(steps: int = 6) -> np.ndarray:
     """The path of a car that stays."""
     return np.zeros((steps, 2))
@@ -26,9 +35,9 @@ def constant_velocity(velocity, steps: int = 6, period: float = 0.5) -> np.ndarr
 def follow_leader(velocity, boxes, frame: str = "lidar", steps: int = 6, period: float = 0.5) -> np.ndarray:
     """The path of a car that keeps its direction, and its speed unless the vehicle ahead makes it slow down.
 
-    The leader is the nearest box whose rear is ahead of the car's middle and that reaches into the strip, as wide as the
-    car, which the car is about to drive through. It is taken to keep its speed; the car follows it by the intelligent
-    driver model with its present speed as the desired one.
+    The leader is the nearest box whose rear is ahead of the car's middle and that reaches into the strip, as wide as
+    the car, which the car is about to drive through. It is taken to keep its speed; the car follows it by the
+    intelligent driver model with its present speed as the desired one.
 
     Args:
         velocity: (2,) of the car, m/s; an unknown (NaN) one is 0.

@@ -30,20 +30,32 @@ class SampleResults:
         """
         for other in others:
             if type(other) is not type(self) or other.settings != self.settings:
-                raise ValueError(
-                    f"{type(self).__name__}.merge: {type(other).__name__} with {other.settings} cannot join {self.settings}"
-                )
+                kinds = f"{type(other).__name__}{other.settings} cannot join {type(self).__name__}{self.settings}"
+                raise ValueError(f"merge: {kinds}")
             for token, result in other.samples.items():
                 self.samples.setdefault(token, result)
 
     def compute_over_ranks(self) -> dict[str, float | None]:
-        """The figures of all ranks' samples together, the same on every rank; all ranks must call this."""
+        """The figures of all ranks' samples together, the same on every rank; all ranks must call this.
+
+        The first rank computes; what it raises is raised on every rank.
+        """
         if not dist.is_initialized():
             return self.compute()
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self)
-        parts[0].merge(*parts[1:])
-        return parts[0].compute()
+        main = dist.get_rank() == 0
+        parts = [None] * dist.get_world_size() if main else None
+        dist.gather_object(self, parts, dst=0)
+        outcome = [None]
+        if main:
+            try:
+                parts[0].merge(*parts[1:])
+                outcome = [parts[0].compute()]
+            except (ValueError, OSError, ImportError) as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
 
     def in_order(self) -> list:
         """The samples' results by token, whatever the order they came in."""
