@@ -124,7 +124,11 @@ def _checked(lines, labels, classes, name, label_name):
             raise ValueError(f"MapMetric.add: one of {name} has shape {line.shape}, needs (points ≥ 1, 2)")
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"MapMetric.add: {label_name} reach from {labels.min()} to {labels.max()}; {classes} classes")
-    return np.stack([resample(line) for line in lines]) if lines else np.empty((0, POINTS, 2)), labels
+    points = np.full((len(lines), POINTS, 2), np.nan)
+    for row, line in zip(points, lines):
+        if np.isfinite(line).all():
+            row[:] = resample(line)
+    return points, labels
 
 
 def _nearest(distances):

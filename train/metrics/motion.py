@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -81,11 +82,11 @@ class MotionMetric(SampleResults):
         Raises:
             ValueError: shapes that do not fit; a score, a predicted path or a known true step that is not finite.
         """
-        centres, paths = _array(found.centres, 2), _array(found.paths, 4)
-        true_centres, true_paths = _array(truth.centres, 2), _array(truth.paths, 3)
-        scores, mask = _array(found.scores, 1), np.asarray(truth.mask, dtype=bool)
+        centres, paths = _array(found.centres, (0, 2)), _array(found.paths, (0, 1, 1, 2))
+        true_centres, true_paths = _array(truth.centres, (0, 2)), _array(truth.paths, (0, 1, 2))
+        scores, mask = _array(found.scores, (0,)), _array(truth.mask, (0, 1)).astype(bool)
         _check(found, centres, scores, paths, truth, true_centres, true_paths, mask)
-        steps = mask.cumprod(axis=1).sum(axis=1) if len(mask) else np.zeros(0, np.int64)
+        steps = mask.cumprod(axis=1).sum(axis=1)
         result = {}
         for name in dict.fromkeys(self.settings["classes"].values()):
             own, true = self._of_class(name, found.names, centres), self._of_class(name, truth.names, true_centres)
@@ -97,7 +98,7 @@ class MotionMetric(SampleResults):
             rows = np.flatnonzero(matched)
             taken, future = np.zeros((3, len(own))), np.zeros(len(own), dtype=bool)
             taken[:, rows], future[rows] = errors[:, rows, match[rows]], known[rows, match[rows]]
-            result[name] = (scores[own], matched, future, taken, int((hits >= 0).sum()), len(true))
+            result[name] = _Judged(scores[own], matched, future, taken, int((hits >= 0).sum()), len(true))
         self.samples.setdefault(token, result)
 
     def compute(self) -> dict[str, float | None]:
@@ -110,12 +111,9 @@ class MotionMetric(SampleResults):
         figures = {}
         for name in dict.fromkeys(self.settings["classes"].values()):
             results = [sample[name] for sample in self.in_order()]
-            truths = sum(result[5] for result in results)
-            matched = np.concatenate([np.zeros(0, bool)] + [result[1] for result in results])
-            errors = [None] * 3
-            if matched.any():
-                errors = self._mean_errors(results, matched, truths)
-            hits = sum(result[4] for result in results)
+            truths, hits = sum(result.truths for result in results), sum(result.hits for result in results)
+            matched = np.concatenate([np.zeros(0, bool), *(result.matched for result in results)])
+            errors = self._mean_errors(results, matched, truths) if matched.any() else [None] * 3
             figures |= {f"{error}/{name}": value for error, value in zip(("minADE", "minFDE", "miss_rate"), errors)}
             figures[f"EPA/{name}"] = (hits - 0.5 * int((~matched).sum())) / truths if truths else None
             figures |= {f"truths/{name}": truths, f"matches/{name}": int(matched.sum())}
@@ -129,9 +127,9 @@ class MotionMetric(SampleResults):
         return np.flatnonzero(chosen)
 
     def _mean_errors(self, results, matched, truths):
-        scores = np.concatenate([result[0] for result in results])
-        future = np.concatenate([result[2] for result in results])
-        errors = np.concatenate([result[3] for result in results], axis=1)
+        scores = np.concatenate([result.scores for result in results])
+        future = np.concatenate([result.future for result in results])
+        errors = np.concatenate([result.errors for result in results], axis=1)
         order = np.argsort(-scores, kind="stable")
         scores, matched, future, errors = scores[order], matched[order], future[order], errors[:, order]
         confidence = np.interp(_RECALLS, matched.cumsum() / truths, scores, right=0)
@@ -144,9 +142,21 @@ class MotionMetric(SampleResults):
         return [float(curve[_FIRST : last + 1].mean()) for curve in curves]
 
 
-def _array(values, dimensions):
+class _Judged(NamedTuple):
+    """The predictions of one class in one sample, by descending score."""
+
+    scores: np.ndarray  # (P,)
+    matched: np.ndarray  # (P,) bool
+    future: np.ndarray  # (P,) bool: matched, and the truth has a future
+    errors: np.ndarray  # (3, P) minADE, minFDE, miss; 0 without future
+    hits: int  # of the matching for EPA
+    truths: int
+
+
+def _array(values, empty):
+    """float64; `empty` is the shape where there is nothing."""
     values = np.asarray(values, dtype=np.float64)
-    return values.reshape((0,) * dimensions) if not values.size and values.ndim != dimensions else values
+    return values if values.size else np.zeros(empty)
 
 
 def _check(found, centres, scores, paths, truth, true_centres, true_paths, mask):
@@ -154,15 +164,11 @@ def _check(found, centres, scores, paths, truth, true_centres, true_paths, mask)
     true_lengths = {len(truth.names), len(true_centres), len(true_paths), len(mask)}
     if len(lengths) > 1 or len(true_lengths) > 1:
         raise ValueError(f"MotionMetric.add: of the predictions {lengths}, of the truths {true_lengths} rows; need one")
-    if len(mask) and mask.shape != true_paths.shape[:2]:
+    if mask.shape != true_paths.shape[:2]:
         raise ValueError(f"MotionMetric.add: mask has shape {mask.shape}, paths of the truth have {true_paths.shape}")
     if len(paths) and len(mask) and (paths.shape[1] < 1 or paths.shape[2] < mask.shape[1]):
         raise ValueError(f"MotionMetric.add: paths have shape {paths.shape}, need a mode and {mask.shape[1]} steps")
-    for name, values in (
-        ("score", scores),
-        ("predicted path", paths),
-        ("known true step", true_paths[mask] if len(mask) else mask),
-    ):
+    for name, values in (("score", scores), ("predicted path", paths), ("known true step", true_paths[mask])):
         if not np.isfinite(values).all():
             raise ValueError(f"MotionMetric.add: a {name} is not finite")
 
