@@ -18,6 +18,7 @@ from shapely.geometry.polygon import orient
 MAP_CLASSES = ("divider", "ped_crossing", "boundary")
 SHORTEST = 1.0  # metres of a line
 _MARGIN = 0.2  # metres that a boundary keeps from the patch's edge, which would be a boundary itself
+_GAP = 0.01  # metres: neighbours that share no corner are, rounded, up to a millimetre apart; that is no boundary
 _PARALLEL = 0.99  # cosine of the angle between two crossings that are one (8 degrees)
 _DECIMALS = 3  # everything is rounded to 1 mm, so that what depends on order or touch is the same everywhere
 _LAYERS = ("node", "line", "polygon", "lane_divider", "road_divider", "ped_crossing", "road_segment", "lane")
@@ -155,7 +156,9 @@ def _one_where_parallel(polygons):
 
 def _contours(polygons):
     """Rings of the union of polygons, the union on the right of each."""
-    for polygon in _parts([shapely.union_all(polygons)], "Polygon"):
+    style = dict(join_style="mitre", mitre_limit=10.0)
+    closed = shapely.buffer(shapely.buffer(shapely.union_all(polygons), _GAP / 2, **style), -_GAP / 2, **style)
+    for polygon in _parts([closed], "Polygon"):
         polygon = orient(polygon, sign=-1.0)
         yield from (polygon.exterior, *polygon.interiors)
 
