@@ -35,7 +35,7 @@ def test_cells_begin_half_a_pixel_before_their_first_pixel():
 
 def test_the_nearest_point_of_a_cell_counts_and_what_is_outside_does_not():
     seen = [point(5, 5, depth) for depth in (9.0, 3.0, 5.0)]
-    unseen = [point(-0.51, 5, 2.0), point(39.51, 5, 2.0), point(5, 23.51, 2.0), point(5, 5, 60.1), point(5, 5, 0.05)]
+    unseen = [point(-0.51, 5, 2.0), point(39.51, 5, 2.0), point(5, 23.51, 2.0), point(9, 9, 60.1), point(13, 13, 0.05)]
     behind, broken = [-1.0, 0, 0, 0, 0], [float("nan")] * 5
     fine, _ = levels([*seen, *unseen, behind, broken])
     assert fine[0, 1, 1] == pytest.approx(3.0) and (fine > 0).sum() == 1

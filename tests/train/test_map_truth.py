@@ -57,7 +57,7 @@ def town_content(world_T_plan=np.eye(4)):
     plan.polygon("road_segment", rectangle(10, -4, 100, 4))
     plan.polygon("lane", rectangle(4, 4, 12, 60))  # a side road to the left
     plan.line("lane_divider", [(-100, 2), (-5, 2)]).line("lane_divider", [(20, 2), (-5, 2)])
-    plan.line("road_divider", [(20, 2), (29.5, 2)]).line("lane_divider", [(20, 2), (-5, 2)])
+    plan.line("road_divider", [(20, 2), (29.5, 2)]).line("lane_divider", [(-5, 2), (20, 2)])
     plan.line("lane_divider", [(-100, -2), (-29.2, -2)])  # 0.8 m of it are in the patch
     plan.polygon("ped_crossing", rectangle(14, -4, 16, 0)).polygon("ped_crossing", rectangle(14, 0, 16, 4))
     plan.polygon("ped_crossing", rectangle(4, 10, 12, 20))

@@ -103,6 +103,7 @@ def test_far_lines_are_left_out_exactly():
     rng = np.random.default_rng(2)
     lines, others = (np.stack([resample(rng.uniform(-20, 20, (3, 2)), 50) for _ in range(12)]) for _ in range(2))
     lines[:6] = others[:6] + rng.normal(0, 1, (6, 1, 2))
+    lines[6], others[6] = resample(line(0), 50), resample(line(1.9), 50)
     whole, near = chamfer_distances(lines, others), chamfer_distances(lines, others, 2.0)
     assert (near[whole <= 2] == whole[whole <= 2]).all() and (whole <= 2).sum() > 3
     assert np.isin(near, [*whole.ravel(), np.inf]).all() and np.isinf(near).any()

@@ -101,6 +101,8 @@ def test_following_the_leader():
         np.testing.assert_allclose(follow_leader((10, 0), boxes), free, atol=1e-3)
     stops = follow_leader((10, 0), leader(15, 0))  # the gap closes, the bumpers do not meet
     assert (np.diff(stops[:, 0], prepend=0) >= 0).all() and 8 < stops[-1, 0] < 15
+    long = follow_leader((10, 0), leader(15, 0), steps=60)
+    assert long[-1, 0] == pytest.approx(13, abs=0.3)  # 2 m behind it
     assert follow_leader((10, 0), leader(15, 5))[-1, 0] > stops[-1, 0]
     assert not collisions(stops, [np.array(leader(15, 0))[:, :7]] * 6, 0.5).any()
     turned = follow_leader((0, 10), [[0, 0.5 + EGO_LENGTH / 2 + 17, 0.8, 4, 2, 1.6, np.pi / 2, 0, np.nan]])
