@@ -39,8 +39,8 @@ class ArrayCache(Mapping):
 
 
 def tables_digest(root: str | Path, version: str | None = None) -> str:
-    """sha256 over the tables of a version (None = of all there are) and the map expansions of a nuScenes root, their
-    names included."""
+    """Returns the sha256 over the tables of a version (None = of all there are) and the map expansions of a nuScenes
+    root, their names included."""
     root, digest = Path(root), hashlib.sha256()
     folders = [path.parent for path in root.glob(f"{version or '*'}/sample_data.json")] + [root / "maps" / "expansion"]
     for path in sorted(path for folder in folders for path in folder.glob("*.json")):
@@ -91,7 +91,7 @@ def write_cache(
 
 
 def open_cache(folder: str | Path, split: str, key: Mapping) -> ArrayCache:
-    """The cache that `write_cache` wrote for this split and key.
+    """Opens the cache that `write_cache` wrote for this split and key.
 
     Raises:
         FileNotFoundError: there is none; caches of other keys do not count.

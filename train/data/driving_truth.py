@@ -52,7 +52,7 @@ class DrivingTruth:
     velocity: np.ndarray
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """As `write_cache` takes it; `from_arrays` is the way back."""
+        """Returns it as `write_cache` takes it; `from_arrays` is the way back."""
         arrays = {name: np.atleast_1d(getattr(self, name)) for name in self.__dataclass_fields__ if name != "map"}
         points = np.concatenate([np.empty((0, 2)), *self.map.lines])
         lengths = np.array([len(line) for line in self.map.lines], dtype=np.int64)
@@ -67,7 +67,7 @@ class DrivingTruth:
 
 
 def driving_truth(moments: list[Moment], index: int, vector_map: VectorMap, config: TruthConfig) -> DrivingTruth:
-    """The truth at `moments[index]`; `moments` are all key frames of its scene."""
+    """Returns the truth at `moments[index]`; `moments` are all key frames of its scene."""
     paths, mask = agent_futures(moments, index, config.agent_steps, config.period)
     ego = ego_future(moments, index, config.ego_steps, config.period)
     lines = vector_map.lines(moments[index].world_T_ego, config.map_size)
@@ -78,7 +78,7 @@ def driving_truth(moments: list[Moment], index: int, vector_map: VectorMap, conf
 def truth_cache(
     folder: str | Path, root: str | Path, version: str | None, split: str | None, config: TruthConfig = TruthConfig()
 ) -> ArrayCache:
-    """The truth of every sample of a split: sample token → what `DrivingTruth.from_arrays` takes.
+    """Returns the truth of every sample of a split: sample token → what `DrivingTruth.from_arrays` takes.
 
     It is read from `folder`, or made and written there first. With several ranks let one of them make it.
 

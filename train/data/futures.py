@@ -1,4 +1,4 @@
-"""What agents and the ego car do next, from the annotations and poses of later key frames.
+"""Futures of agents and of the ego car, from the annotations and poses of later key frames.
 
 Everything is in the reference ego frame of the present (x ahead, y left, metres), float64. `moments` are all the key
 frames of one scene in order. A step is `period` seconds, whatever the time between key frames.
@@ -17,7 +17,7 @@ _ASIDE = 2.0  # metres sideways, at the end of the known path, from which on it 
 
 @dataclass(frozen=True, eq=False)
 class EgoFuture:
-    """What the ego car drives.
+    """The path that the ego car drives.
 
     Args:
         path: (steps, 2) positions of the ego frame's origin, 0 where unknown.
@@ -30,7 +30,7 @@ class EgoFuture:
     mask: np.ndarray
 
     def path_of(self, point: tuple[float, float]) -> np.ndarray:
-        """(steps, 2) positions of a point of the car, relative to where it is now; `point` in its ego frame.
+        """Returns (steps, 2) positions of a point of the car, relative to where it is now; `point` in its ego frame.
 
         The path of the LiDAR (0.94 m before nuScenes' origin) is what published plans and their figures are about.
         """
@@ -57,7 +57,7 @@ def ego_future(moments: Sequence[Moment], index: int, steps: int = 6, period: fl
 
 
 def ego_velocity(moments: Sequence[Moment], index: int) -> np.ndarray:
-    """(2,) m/s of the ego frame's origin since the key frame before; NaN for the first one."""
+    """Returns the velocity (2,) in m/s of the ego frame's origin since the key frame before; NaN for the first one."""
     if index == 0:
         return np.full(2, np.nan)
     before, now = moments[index - 1], moments[index]
@@ -68,8 +68,8 @@ def ego_velocity(moments: Sequence[Moment], index: int) -> np.ndarray:
 def agent_futures(
     moments: Sequence[Moment], index: int, steps: int = 12, period: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (G, steps, 2) of `moments[index].boxes` at the steps to come, 0 where unknown, and the (G, steps) bool
-    mask of what is known: a box of the same instance is annotated there."""
+    """Returns positions (G, steps, 2) of `moments[index].boxes` at the steps to come, 0 where unknown, and the
+    (G, steps) bool mask of what is known: a box of the same instance is annotated there."""
     boxes, ego_T_world = moments[index].boxes, np.linalg.inv(_pose(moments[index]))
     rows = {box.instance: row for row, box in enumerate(boxes)}
     paths, mask = np.zeros((len(boxes), steps, 2)), np.zeros((len(boxes), steps), dtype=bool)
@@ -83,7 +83,7 @@ def agent_futures(
 
 
 def in_agent_frames(paths: np.ndarray, centres: np.ndarray, yaws: np.ndarray) -> np.ndarray:
-    """Paths (G, …, 2) as their agents see them: relative to `centres` (G, 2), x along `yaws` (G,)."""
+    """Returns paths (G, …, 2) as their agents see them: relative to `centres` (G, 2), x along `yaws` (G,)."""
     cos, sin = np.cos(yaws), np.sin(yaws)
     turn = np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2)  # (G, 2, 2) ego_T_agent
     ahead = (len(centres), *(1,) * (paths.ndim - 2), 2)
@@ -97,8 +97,8 @@ def future_boxes(
     period: float = 0.5,
     counts: Callable[[Box], bool] = lambda box: True,
 ) -> list[np.ndarray]:
-    """For each step the boxes (n, 7) annotated then: x, y, z, length, width, height, yaw, in the ego frame of the
-    present. Steps after the end of the scene have none. `counts` chooses the boxes."""
+    """Returns for each step the boxes (n, 7) annotated then: x, y, z, length, width, height, yaw, in the ego frame of
+    the present. Steps after the end of the scene have none. `counts` chooses the boxes."""
     ego_T_world = np.linalg.inv(_pose(moments[index]))
     result = [np.zeros((0, 7)) for _ in range(steps)]
     for step, later in enumerate(_later(moments, index, steps, period)):

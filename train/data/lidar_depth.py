@@ -13,8 +13,8 @@ def depth_targets(
     nearest: float = 0.1,
     farthest: float = 60.0,
 ) -> list[torch.Tensor]:
-    """For each stride (V, ⌈height / stride⌉, ⌈width / stride⌉) float32 depths: of the nearest point in each cell, 0
-    where there is none.
+    """Returns for each stride (V, ⌈height / stride⌉, ⌈width / stride⌉) float32 depths: of the nearest point in each
+    cell, 0 where there is none.
 
     Depth is along the optical axis, metres. Pixel centres lie at integers, so a cell covers the pixel coordinates
     [u·stride − 0.5, (u + 1)·stride − 0.5).

@@ -62,7 +62,7 @@ class VectorMap:
 
     @classmethod
     def load(cls, root: str | Path, location: str) -> "VectorMap":
-        """The map of a location, such as "singapore-onenorth", under a nuScenes root.
+        """Loads the map of a location, such as "singapore-onenorth", under a nuScenes root.
 
         Raises:
             FileNotFoundError: no such file.
@@ -77,7 +77,7 @@ class VectorMap:
             raise ValueError(f"{path}: {error}") from error
 
     def lines(self, world_T_ego, size: tuple[float, float] = (60.0, 30.0)) -> MapLines:
-        """The lines in a rectangle around the ego car, turned with it.
+        """Returns the lines in a rectangle around the ego car, turned with it.
 
         Args:
             world_T_ego: (4, 4) pose; of its rotation only the yaw counts.
@@ -108,7 +108,7 @@ class VectorMap:
 
 
 def scene_locations(nusc) -> dict[str, str]:
-    """Scene name → location, of the devkit's `NuScenes`."""
+    """Returns scene name → location, of the devkit's `NuScenes`."""
     return {scene["name"]: nusc.get("log", scene["log_token"])["location"] for scene in nusc.scene}
 
 

@@ -84,7 +84,7 @@ class MapMetric(SampleResults):
 
 
 def resample(line, number: int = POINTS) -> np.ndarray:
-    """(number, 2) points of a polyline (N, 2), N ≥ 1, equally far apart along it, both ends included."""
+    """Returns (number, 2) points of a polyline (N, 2), N ≥ 1, equally far apart along it, both ends included."""
     line = np.asarray(line, dtype=np.float64)
     along = np.concatenate([[0.0], np.hypot(*np.diff(line, axis=0).T).cumsum()])
     places = np.linspace(0, along[-1], number)
@@ -92,7 +92,8 @@ def resample(line, number: int = POINTS) -> np.ndarray:
 
 
 def chamfer_distances(lines: np.ndarray, others: np.ndarray, reach: float = np.inf) -> np.ndarray:
-    """(P, G): half the sum of the mean distance from each point to the other line's nearest point, both ways.
+    """Returns (P, G) distances: half the sum of the mean distances from a line's points to the nearest points of the
+    other, both ways.
 
     Args:
         lines: (P, K, 2) points.

@@ -1,4 +1,4 @@
-"""How well the futures of detected agents are predicted: minADE, minFDE, miss rate and EPA by class."""
+"""Figures of predicted futures of detected agents: minADE, minFDE, miss rate and EPA by class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _FIRST = 11  # the first recall above 0.1, where errors begin to count
 
 @dataclass(frozen=True, eq=False)
 class FoundAgents:
-    """What was predicted in one sample; arrays or CPU tensors, all in one frame, metres.
+    """Predictions of one sample; arrays or CPU tensors, all in one frame whose origin is the ego car, metres.
 
     Args:
         names: (P,) detection classes.
@@ -36,7 +36,7 @@ class FoundAgents:
 
 @dataclass(frozen=True, eq=False)
 class TrueAgents:
-    """What happened.
+    """Truths of one sample. Upstream leaves out objects in which no LiDAR or radar point lies.
 
     Args:
         names: (G,) detection classes.

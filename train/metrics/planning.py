@@ -1,4 +1,4 @@
-"""How far the planned path is from the driven one, and how often it would have hit somebody."""
+"""Figures of planned paths: the distance from the driven one, and how often the car would have hit somebody."""
 
 from collections.abc import Sequence
 
@@ -90,7 +90,7 @@ class PlanningMetric(SampleResults):
 
 
 def collisions(path: np.ndarray, boxes: Sequence, shift: float) -> np.ndarray:
-    """(T,) bool: at which steps of a path (T, 2) the ego car touches one of that step's boxes (n, 7 or more)."""
+    """Returns (T,) bool: at which steps of a path (T, 2) the ego car touches a box (n, 7 or more) of that step."""
     yaw = headings(path)
     centres = path + shift * np.stack([np.cos(yaw), np.sin(yaw)], axis=1)
     cars = shapely.polygons(rectangles(centres, EGO_LENGTH, EGO_WIDTH, yaw))
@@ -104,8 +104,8 @@ def collisions(path: np.ndarray, boxes: Sequence, shift: float) -> np.ndarray:
 
 
 def headings(path: np.ndarray) -> np.ndarray:
-    """(T,) yaw along a path (T, 2) that starts at the origin, which is not one of its points: of the step before and
-    after together, at the end of the step before. A path that stays where it is has the heading of the x axis."""
+    """Returns the (T,) yaw along a path (T, 2) that starts at the origin, which is not one of its points: of the steps
+    before and after together, at the end of the step before. A path that stays where it is heads along x."""
     if np.linalg.norm(path[-1] - path[0]) < _STANDING:
         return np.zeros(len(path))
     points = np.concatenate([np.zeros((1, 2)), path])
@@ -114,7 +114,7 @@ def headings(path: np.ndarray) -> np.ndarray:
 
 
 def rectangles(centres, lengths, widths, yaws) -> np.ndarray:
-    """(n, 4, 2) corners of upright boxes, counter-clockwise from the front left one."""
+    """Returns the (n, 4, 2) corners of upright boxes, counter-clockwise from the front left one."""
     signs = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2
     sizes = np.stack(np.broadcast_arrays(lengths, widths, yaws)[:2], axis=-1)
     corners = signs * sizes[:, None]

@@ -1,4 +1,4 @@
-"""Plans that need no network: what a learned one has to beat.
+"""Plans that need no network, which a learned one has to beat.
 
 Frames: x ahead, y left, metres, of the present; a path is (steps, 2), its first point one period ahead.
 """

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 
 class SampleResults:
-    """What every metric here is: `add(token, …)` for each sample, `merge` what others have, `compute()` the figures.
+    """Base of the metrics: `add(token, …)` for each sample, `merge` what others have, `compute()` the figures.
 
     A result that was added for one sample twice, or by several ranks, counts once: the first one stays. Figures do not
     depend on the order in which samples came. A figure that does not exist is None, see `known` and `figure_text`.
@@ -63,10 +63,10 @@ class SampleResults:
 
 
 def known(figures: Mapping[str, float | None]) -> dict[str, float]:
-    """Those that exist, for logs that take numbers only."""
+    """Returns the figures that exist, for logs that take numbers only."""
     return {name: value for name, value in figures.items() if value is not None}
 
 
 def figure_text(value: float | None, form: str = ".4f") -> str:
-    """A figure for people: "n/a" where there is none."""
+    """Writes a figure for people: "n/a" where there is none."""
     return "n/a" if value is None else format(value, form)
