@@ -7,24 +7,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch.distributed as dist
-from scipy.spatial.transform import Rotation
 
 from ...modules.detection.boxes import DETECTION_CLASSES, Detections
 from ..data.nuscenes import REFERENCE, open_nuscenes
 from ..world.poses import from_row
+from .submission import result_rows
 
-MAX_BOXES = 500  # of a sample: the official limit
-_MOVING = 0.2  # m/s
-# Class → its attribute when it moves, and when it stands.
-_ATTRIBUTES = {
-    **dict.fromkeys(("car", "truck", "construction_vehicle", "trailer"), ("vehicle.moving", "vehicle.parked")),
-    "bus": ("vehicle.moving", "vehicle.stopped"),
-    **dict.fromkeys(("motorcycle", "bicycle"), ("cycle.with_rider", "cycle.without_rider")),
-    "pedestrian": ("pedestrian.moving", "pedestrian.standing"),
-    **dict.fromkeys(("barrier", "traffic_cone"), ("", "")),
-}
 _ERRORS = dict(mATE="trans_err", mASE="scale_err", mAOE="orient_err", mAVE="vel_err", mAAE="attr_err")
 
 
@@ -100,34 +89,8 @@ def write_results(detections: Mapping[str, Detections], nusc, split: str, path: 
 def _entries(found: Detections, nusc, token) -> list[dict]:
     """The rows of the results file for one sample, best first."""
     pose = nusc.get("ego_pose", nusc.get("sample_data", nusc.get("sample", token)["data"][REFERENCE])["ego_pose_token"])
-    boxes, scores = found.boxes.cpu().double(), found.scores.cpu().double()
-    kept = boxes[:, :7].isfinite().all(1) & (boxes[:, 3:6] > 0).all(1) & scores.isfinite()
-    order = kept.nonzero()[:, 0]
-    order = order[scores[order].argsort(descending=True, stable=True)][:MAX_BOXES]
-    if not len(order):
-        return []
-    boxes, scores = boxes[order].numpy(), scores[order].tolist()
-    world_T_ego = from_row(pose)
-    centres = boxes[:, :3] @ world_T_ego[:3, :3].T + world_T_ego[:3, 3]
-    velocities = np.nan_to_num(boxes[:, 7:], nan=0.0, posinf=0.0, neginf=0.0)
-    world_R_ego = Rotation.from_quat(np.roll(pose["rotation"], -1))  # scipy has w last
-    rotations = np.roll((world_R_ego * Rotation.from_euler("z", boxes[:, 6:7])).as_quat(), 1, axis=1)
-    names = [DETECTION_CLASSES[label] for label in found.labels.cpu()[order].tolist()]
-    return [
-        {
-            "sample_token": token,
-            "translation": centre.tolist(),
-            "size": [width, length, height],
-            "rotation": rotation.tolist(),
-            "velocity": (world_T_ego[:2, :2] @ velocity).tolist(),
-            "detection_name": name,
-            "detection_score": score,
-            "attribute_name": _ATTRIBUTES[name][0 if np.hypot(*velocity) > _MOVING else 1],
-        }
-        for centre, (length, width, height), rotation, velocity, name, score in zip(
-            centres, boxes[:, 3:6].tolist(), rotations, velocities, names, scores
-        )
-    ]
+    names = [DETECTION_CLASSES[label] for label in found.labels.tolist()]
+    return result_rows(token, found.boxes.cpu(), names, found.scores.cpu(), from_row(pose))
 
 
 def _evaluate(detections, root, version, split, out):
