@@ -18,6 +18,7 @@ from rigfuse.train.distributed import sum_over_ranks
 class ToyModel:
     width: int = 8
     dropout: float = 0.1
+    norm: bool = False  # a batch norm before everything
     fault: str = ""  # "kind@rank:step": nan, raise, sigkill, sigterm, sigterm-parent, sigterm-group
 
 
@@ -25,6 +26,7 @@ class ToyModel:
 class ToyData:
     items: int = 24
     bad: tuple[int, ...] = ()  # items that name a broken file
+    huge: tuple[int, ...] = ()  # items with values whose variance is infinite, though the normalised ones are not
 
 
 @dataclass
@@ -50,6 +52,9 @@ class ToyExperiment(Experiment):
             sums += torch.tensor([(model.predict(batch) - batch.y).square().sum().item(), len(batch.y)])
         total, count = sum_over_ranks(sums).tolist()
         return dict(error=float("nan") if self.metric_is_nan else total / count, count=count)
+
+    def figure_names(self):
+        return ("error", "count")
 
 
 @dataclass
@@ -78,12 +83,15 @@ class ToyItems(torch.utils.data.Dataset):
         epoch, index = key
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch * 1009 + index)
         x = torch.randn(4, generator=generator)
-        return x, x.sum(0, keepdim=True), [f"image-{index}.jpg"] if index in self.data.bad else []
+        y = x.sum(0, keepdim=True)
+        x[2] = 3e38 if index in self.data.huge else x[2]
+        return x, y, [f"image-{index}.jpg"] if index in self.data.bad else []
 
 
 class ToyNetwork(nn.Module):
     def __init__(self, settings):
         super().__init__()
+        self.norm = nn.BatchNorm1d(4) if settings.norm else nn.Identity()
         self.body = nn.Sequential(nn.Linear(4, settings.width), nn.Dropout(settings.dropout), nn.GELU())
         self.head = nn.Linear(settings.width, 1)
         self.extra = nn.Linear(settings.width, 1)  # used by about half of the steps only
@@ -93,10 +101,10 @@ class ToyNetwork(nn.Module):
         self._calls = 0
 
     def predict(self, batch):
-        return self.head(self.body(batch.x))
+        return self.head(self.body(self.norm(batch.x)))
 
     def forward(self, batch):
-        hidden = self.body(batch.x)
+        hidden = self.body(self.norm(batch.x))
         main = (self.head(hidden) - batch.y).square().mean()
         losses = dict(main=main * self._faulty())
         if batch.x[0, 0] > 0:

@@ -41,7 +41,7 @@ def test_two_ranks_are_one_with_twice_the_batch(folder, tmp_path):
     single = Trainer(toy_experiment.toy("model.dropout=0", "losses.extra=0", "loader.batch_size=4"), tmp_path, World())
     single.fit()
     state = states(folder, "whole")[0]
-    assert state["counters"]["step"] == single.counters.step == 12
+    assert state["counters"]["step"] == single.progress.step == 12
     assert state["epoch"] == dict(batches=6, items=4)
     for name, weight in single.model.named_parameters():
         torch.testing.assert_close(state["model"][name], weight.detach(), rtol=1e-4, atol=1e-6)

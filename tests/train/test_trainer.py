@@ -1,95 +1,18 @@
 """The training loop in one process: exact resume, signals, non-finite steps, determinism, logs."""
 
-import json
 import math
 
 import pytest
 import torch
 
 from rigfuse.train import checkpoint
-from rigfuse.train.checkpoint import CheckpointError
 from rigfuse.train.distributed import World
-from rigfuse.train.trainer import EpochBatches, Trainer, TrainingError, hash_seed
+from rigfuse.train.trainer import Trainer, TrainingError
+from support.runs import assert_same, last, lines, train
 from support.toy_experiment import toy
 
 # Python 3.12 warns of the DataLoader's workers, which are forked while torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-def train(folder, *options, resume=None):
-    trainer = Trainer(toy(*options), folder, World(), resume=resume)
-    trainer.fit()
-    return trainer
-
-
-def last(folder):
-    return checkpoint.load(folder / "checkpoints" / "last.pt")
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def figures(folder, after):
-    """What was computed in later steps, without times."""
-    names = ("loss", "val", "lr", "grad")
-    later = [line for line in lines(folder) if line["step"] > after]
-    return [{name: value for name, value in line.items() if name.startswith(names)} for line in later]
-
-
-def assert_same(a, b, where=""):
-    """Bit for bit, however deep."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f"{where}[{index}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-@pytest.mark.parametrize("workers, stop", [(0, 5), (0, 12), (2, 5)], ids=["mid-epoch", "epoch's end", "2 workers"])
-def test_resume_is_bit_exact(tmp_path, workers, stop):
-    options = ("run.checkpoint_steps=1", "run.keep=50", f"loader.workers={workers}", "run.amp=bfloat16")
-    whole = train(tmp_path / "whole", *options)
-    random_state = torch.get_rng_state()
-    resumed = train(tmp_path / "part", *options, resume=tmp_path / "whole" / "checkpoints" / f"step-{stop:08d}.pt")
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert_same(last(tmp_path / "part"), last(tmp_path / "whole"))
-    assert resumed.total == whole.counters.step == 24
-    assert figures(tmp_path / "part", stop) == figures(tmp_path / "whole", stop)
-
-
-def test_a_run_begins_with_anothers_weights_where_they_fit(tmp_path):
-    train(tmp_path / "first", "run.epochs=1")
-    source = tmp_path / "first" / "checkpoints" / "last.pt"
-    there = last(tmp_path / "first")["model"]
-    trainer = Trainer(toy(), tmp_path / "second", World(), weights=source)
-    assert_same(dict(trainer.model.state_dict()), dict(there))
-    assert trainer.counters.step == 0 and trainer.begun == [
-        f"began with {len(there)} of {len(there)} tensors from {source}"
-    ]
-    wider = Trainer(toy("model.width=9"), tmp_path / "third", World(), weights=source)
-    took = [name for name, value in wider.model.state_dict().items() if value.shape == there[name].shape]
-    assert 0 < len(took) < len(there) and all(torch.equal(wider.model.state_dict()[n], there[n]) for n in took)
-    assert f"{len(took)} of {len(there)} tensors" in wider.begun[0] and "not found there: some of" in wider.begun[0]
-
-
-def test_a_resume_with_another_batch_size_is_refused_mid_epoch(tmp_path):
-    train(tmp_path, "run.checkpoint_steps=5", "run.keep=9", "run.epochs=1")
-    middle, end = (tmp_path / "checkpoints" / f"step-{step:08d}.pt" for step in (5, 12))
-    with pytest.raises(
-        CheckpointError, match="middle of an epoch of 12 batches of 2 items, this run has 6 batches of 4"
-    ):
-        Trainer(toy("loader.batch_size=4"), tmp_path, World(), resume=middle)
-    resumed = train(tmp_path, "loader.batch_size=4", resume=end)
-    assert (resumed.counters.epoch, resumed.counters.step) == (2, 12 + 6)
 
 
 @pytest.mark.parametrize("fault, workers", [("sigterm", 0), ("sigterm-group", 2)])
@@ -101,7 +24,7 @@ def test_sigterm_saves_once_and_the_resumed_run_ends_the_same(tmp_path, fault, w
     found = checkpoint.checkpoints(tmp_path / "stopped" / "checkpoints")
     assert [path.name for path in found] == ["step-00000005.pt"]
     train(tmp_path / "stopped", resume=found[0])
-    for part in ("model", "optimizer", "schedule", "counters"):
+    for part in ("model", "optimizer", "counters"):
         assert_same(last(tmp_path / "stopped")[part], last(tmp_path / "whole")[part], part)
     steps = [line["step"] for line in lines(tmp_path / "stopped") if "loss" in line]
     assert steps == list(range(1, 25))
@@ -130,7 +53,7 @@ def test_single_skips_are_counted_and_training_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer.model, "forward", sometimes_infinite)
     trainer.fit()
-    assert (trainer.counters.skipped, trainer.counters.skipped_in_a_row, trainer.counters.step) == (3, 0, 24)
+    assert (trainer.progress.skipped, trainer.progress.skipped_in_a_row, trainer.progress.step) == (3, 0, 24)
     assert trainer.schedule.last_epoch == 21
 
 
@@ -164,7 +87,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
     steps = ("model.dropout=0", "losses.extra=0", "run.epochs=1")
     large = train(tmp_path / "large", *steps, "loader.batch_size=4")
     small = train(tmp_path / "small", *steps, "loader.batch_size=2", "run.accumulate=2")
-    assert small.counters.step == large.counters.step == 6
+    assert small.progress.step == large.progress.step == 6
     norms = [[line["grad_norm"] for line in lines(tmp_path / name) if "loss" in line] for name in ("small", "large")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # Adam itself would not mind a factor
     for name, weight in large.model.named_parameters():
@@ -174,8 +97,8 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
 def test_float16_keeps_its_scale(tmp_path):
     trainer = train(tmp_path, "run.amp=float16", "model.fault=nan@0:22")
     state = last(tmp_path)
-    scale = 65536 / 2**trainer.counters.skipped  # halved by every skipped step
-    assert trainer.counters.skipped >= 2 and state["scaler"]["scale"] == scale
+    scale = 65536 / 2**trainer.progress.skipped  # halved by every skipped step
+    assert trainer.progress.skipped >= 2 and state["scaler"]["scale"] == scale
     resumed = Trainer(toy("run.amp=float16"), tmp_path, World(), resume=tmp_path / "checkpoints/last.pt")
     assert resumed.scaler.get_scale() == scale
 
@@ -213,20 +136,3 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
     there = tmp_path / "other" / "checkpoints" / "last.pt"
     with pytest.raises(CheckpointError, match=r"does not fit the model: it has body.0.weight as \(8, 4\), needs"):
         Trainer(toy("model.width=6"), tmp_path, World(), resume=there)
-
-
-def test_an_epoch_is_shared_out_completely_and_resumes_in_place():
-    shares = [EpochBatches(23, 2, 1, World(rank, 3), seed=5) for rank in range(3)]
-    seen = [pair for share in shares for batch in share for pair in batch]
-    assert len(seen) == len(set(seen)) == 18 and {epoch for epoch, _ in seen} == {0}
-    whole = list(shares[1])
-    shares[1].start = 2
-    assert list(shares[1]) == whole[2:] and len(shares[1]) == 1
-    shares[1].epoch, shares[1].start = 1, 0
-    assert [[index for _, index in batch] for batch in shares[1]] != [[index for _, index in batch] for batch in whole]
-
-
-def test_seeds_of_neighbours_differ():
-    seeds = [hash_seed(seed, rank, step) for seed in range(3) for rank in range(8) for step in range(100)]
-    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
-    assert hash_seed(1, 2) != hash_seed(2, 1)
