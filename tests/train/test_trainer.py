@@ -1,5 +1,6 @@
-"""The training loop in one process: exact resume, signals, non-finite steps, determinism, logs."""
+"""The training loop in one process: what it computes, signals, skipped steps, determinism, logs."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from rigfuse.train import checkpoint
 from rigfuse.train.distributed import World
+from rigfuse.train.order import hash_seed
 from rigfuse.train.trainer import Trainer, TrainingError
 from support.runs import assert_same, last, lines, train
 from support.toy_experiment import toy
@@ -43,18 +45,115 @@ def test_a_nan_never_reaches_the_weights_and_too_many_stop(tmp_path):
 
 def test_single_skips_are_counted_and_training_goes_on(tmp_path, monkeypatch):
     trainer = Trainer(toy(), tmp_path, World())
+    break_forward(trainer, monkeypatch, (3, 4, 9), lambda loss: loss * math.inf)
+    trainer.fit()
+    progress = trainer.progress
+    assert (progress.skipped, progress.skipped_in_a_row, progress.step, progress.skipped_samples) == (3, 0, 24, 6)
+    assert progress.place(trainer.batches, 2)[0] == 21
+
+
+def break_forward(trainer, monkeypatch, when, damage):
+    """`damage` changes the loss of these calls of the network, after everything else in them has happened."""
     forward, calls = trainer.model.forward, []
 
-    def sometimes_infinite(batch):
+    def broken(batch):
         calls.append(None)
         output = forward(batch)
-        output.losses["main"] = output.losses["main"] * (math.inf if len(calls) in (3, 4, 9) else 1)
+        if len(calls) in when:
+            output.losses["main"] = damage(output.losses["main"])
         return output
 
-    monkeypatch.setattr(trainer.model, "forward", sometimes_infinite)
+    monkeypatch.setattr(trainer.model, "forward", broken)
+
+
+class InfiniteGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * math.inf
+
+
+@pytest.mark.parametrize("cause", ["loss", "gradient", "buffer"])
+def test_a_skipped_step_leaves_no_trace(tmp_path, monkeypatch, cause):
+    """The second of a step's two batches is the one that breaks; the first has moved the statistics by then."""
+    options = ["model.norm=true", "run.accumulate=2", "run.ema=0.9", "schedule.kind=cyclic", "run.checkpoint_steps=1"]
+    options += ["run.keep=50", "run.epochs=1"]
+    trainer = Trainer(toy(*options), tmp_path, World())
+    if cause == "buffer":
+        huge = list(trainer.batches)[2 * 3 + 1][0][1]
+        trainer = Trainer(toy(*options, f"data.huge={huge}"), tmp_path, World())
+    else:
+        damage = dict(loss=lambda loss: loss * math.nan, gradient=InfiniteGradient.apply)[cause]
+        break_forward(trainer, monkeypatch, (8,), damage)
     trainer.fit()
-    assert (trainer.progress.skipped, trainer.progress.skipped_in_a_row, trainer.progress.step) == (3, 0, 24)
-    assert trainer.schedule.last_epoch == 21
+    before, after, next_one = (checkpoint.load(tmp_path / "checkpoints" / f"step-{n:08d}.pt") for n in (3, 4, 5))
+    for part in ("model", "average", "optimizer"):
+        assert_same(after[part], before[part], part)
+    assert not torch.equal(next_one["model"]["norm.running_mean"], before["model"]["norm.running_mean"])
+    rate = {line["step"]: line["lr/base"] for line in lines(tmp_path) if "loss" in line}
+    assert rate[4] == rate[3] != rate[5]
+    assert trainer.progress.skipped == 1 and after["counters"]["skipped_samples"] == 4
+    assert all(value.isfinite().all() for value in last(tmp_path)["model"].values())
+
+
+def test_an_infinite_statistic_stops_the_run_before_it_is_saved(tmp_path):
+    with pytest.raises(TrainingError, match="3 steps in a row had a loss, gradient or buffer that is not finite"):
+        everything = "data.huge=" + ",".join(map(str, range(24)))
+        train(tmp_path, "model.norm=true", "run.max_skipped=2", everything, "run.checkpoint_steps=1")
+    assert all(value.isfinite().all() for value in last(tmp_path)["model"].values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    trainer = Trainer(toy("run.checkpoint_steps=6"), tmp_path, World())
+    forward = trainer.model.forward
+
+    def poisoned(batch):
+        output = forward(batch)
+        if trainer.progress.step == 11:
+            torch.nn.init.constant_(trainer.model.extra.bias, math.nan)
+        return output
+
+    monkeypatch.setattr(trainer.model, "forward", poisoned)
+    with pytest.raises(
+        checkpoint.CheckpointError, match="step 12 is not saved: model.extra.bias has values that are not"
+    ):
+        trainer.fit()
+    assert last(tmp_path)["counters"]["step"] == 6
+
+
+def test_the_trainer_computes_what_this_loop_does(tmp_path):
+    """AdamW, clipping, accumulation, the schedule, the order and the random state, written out."""
+    settings = toy("optim.weight_decay=0.3", "optim.betas=0.7,0.9", "optim.clip=0.5", "run.accumulate=2")
+    settings.model.dropout, settings.optim.multipliers, settings.run.seed = 0.5, {"head": 0.5}, 3
+    torch.manual_seed(3)
+    model = settings.build_model()
+    data, moments = settings.build_data()[0], {}
+    for step in range(12):
+        torch.manual_seed(hash_seed(3, 0, step))
+        epoch, place = divmod(step, 6)
+        order = torch.randperm(24, generator=torch.Generator().manual_seed(hash_seed(3, epoch))).tolist()
+        for first in (4 * place, 4 * place + 2):
+            output = model(settings.collate([data[epoch, index] for index in order[first : first + 2]]))
+            total = output.losses["main"] + 0.1 * output.losses.get("extra", 0) + 0 * model.extra(torch.zeros(8)).sum()
+            (total / 2).backward()
+        norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+        warm = 0.1 + 0.9 * step / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 9)) / 2
+        for name, p in model.named_parameters():
+            lr = 0.02 * warm * (0.5 if name.startswith("head") else 1)
+            gradient = p.grad * min(1, 0.5 / norm)
+            m, v = moments.get(name, (0, 0))
+            m, v = moments[name] = 0.7 * m + 0.3 * gradient, 0.9 * v + 0.1 * gradient**2
+            denominator = (v / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8
+            p.data = p.data * (1 - lr * 0.3) - lr * m / (1 - 0.7 ** (step + 1)) / denominator
+            p.grad = None
+    trainer = Trainer(settings, tmp_path, World())
+    trainer.fit()
+    assert max(line["grad_norm"] for line in lines(tmp_path) if "loss" in line) > 1  # so that clipping matters
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(trainer.model.get_parameter(name).data, p.data, rtol=2e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("nan", [False, True])
@@ -63,14 +162,40 @@ def test_a_nan_metric_is_never_the_best(tmp_path, nan):
     assert (tmp_path / "checkpoints" / "best.pt").exists() != nan
 
 
-def test_the_best_checkpoint_outlives_the_newer_ones(tmp_path, monkeypatch):
-    trainer = Trainer(toy("run.epochs=5", "run.keep=2", "data.items=4"), tmp_path, World())
-    errors = iter([3.0, 1.0, float("nan"), 2.0, 4.0])
+@pytest.mark.parametrize("mode, best", [("min", 4), ("max", 8)])
+def test_the_best_checkpoint_outlives_the_newer_ones(tmp_path, monkeypatch, mode, best):
+    options = ("run.epochs=5", "run.keep=2", "data.items=4", f"metric_mode={mode}")
+    trainer = Trainer(toy(*options), tmp_path, World())
+    errors = iter([3.0, 1.0, float("nan"), 4.0, 2.0])
     monkeypatch.setattr(trainer.experiment, "evaluate", lambda model, loader: dict(error=next(errors)))
     trainer.fit()
     names = {path.name for path in (tmp_path / "checkpoints").glob("*.pt")}
-    assert names == {"step-00000004.pt", "step-00000008.pt", "step-00000010.pt", "best.pt", "last.pt"}
-    assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["counters"]["step"] == 4
+    assert names == {f"step-{step:08d}.pt" for step in (best, 8, 10)} | {"best.pt", "last.pt"}
+    assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["counters"]["step"] == best
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["best"] == dict(metric="error", value=dict(min=1.0, max=4.0)[mode], step=best)
+
+
+@pytest.mark.parametrize("amp", ["float32", "bfloat16", "float16"])
+def test_amp_is_what_the_network_computes_in(tmp_path, amp):
+    trainer, seen = Trainer(toy(f"run.amp={amp}", "run.epochs=1"), tmp_path, World()), []
+    trainer.model.head.register_forward_hook(
+        lambda module, inputs, output: seen.append((module.training, output.dtype))
+    )
+    trainer.fit()
+    assert set(seen) == {(True, getattr(torch, amp)), (False, getattr(torch, amp))}
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_is_said_to_torch(tmp_path, deterministic):
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    try:
+        Trainer(toy(f"run.deterministic={str(deterministic).lower()}"), tmp_path, World())
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert torch.backends.cudnn.benchmark != deterministic
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def test_deterministic_means_bitwise(tmp_path):
@@ -128,11 +253,30 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
         Trainer(toy("loader.batch_size=32"), tmp_path, World())
     unweighted = toy()
     del unweighted.losses["extra"]
-    with pytest.raises(ValueError, match="the loss 'extra' has no weight; set losses.extra"):
+    with pytest.raises(TrainingError, match="the loss 'extra' has no weight; the experiment's losses are main"):
         Trainer(unweighted, tmp_path, World()).fit()
-    with pytest.raises(ValueError, match="metric is 'errors', the evaluation gives error, count"):
-        train(tmp_path, "metric=errors", "run.epochs=1")
-    train(tmp_path / "other", "run.epochs=1")
-    there = tmp_path / "other" / "checkpoints" / "last.pt"
-    with pytest.raises(CheckpointError, match=r"does not fit the model: it has body.0.weight as \(8, 4\), needs"):
-        Trainer(toy("model.width=6"), tmp_path, World(), resume=there)
+    with pytest.raises(ValueError, match="metric is 'errors'; did you mean 'error'?"):
+        train(tmp_path, "metric=errors")
+    unnamed = toy("metric=errors", "run.epochs=1")
+    unnamed.figure_names = tuple
+    with pytest.raises(TrainingError, match="metric is 'errors', the evaluation gives error, count"):
+        Trainer(unnamed, tmp_path, World()).fit()
+    in_code = toy()
+    in_code.run.accumulate = -2
+    in_code.build_data = None  # nothing is built
+    with pytest.raises(ValueError, match="run.accumulate is -2, needs at least 1"):
+        Trainer(in_code, tmp_path, World())
+
+
+def test_a_run_ends_with_a_result(tmp_path, capsys):
+    trainer = Trainer(toy("run.epochs=1"), tmp_path, World())
+    figures = trainer.fit()
+    result = json.loads((tmp_path / "result.json").read_text())
+    best = dict(metric="error", value=figures["error"], step=12)
+    counts = dict(steps=12, epochs=1, skipped=0, bad_files=0)
+    assert result == dict(name="toy", **counts, best=best, figures=figures)
+    end = capsys.readouterr().out.splitlines()[-4:]
+    assert end[0].startswith("finished after 12 steps") and end[3].startswith(
+        f"best error {figures['error']:.5g} at step"
+    )
+    assert json.loads((tmp_path / "config.json").read_text())["name"] == "toy"
