@@ -340,6 +340,8 @@ def _convert(kind, value, key):
             raise ValueError(f"{key} is {value!r}, needs a finite number")
         return float(value)
     elif kind in (int, bool, str) and type(value) is kind:
+        if kind is int and abs(value) >= 2**63:
+            raise ValueError(f"{key} is {value}, needs fewer than 20 digits")
         return value
     raise ValueError(_wrong(kind, value, key))
 
