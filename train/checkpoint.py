@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-_TEMPORARY = ".writing"
+from .files import TEMPORARY, write_whole
 
 
 class CheckpointError(RuntimeError):
@@ -44,10 +44,10 @@ def save(folder: str | Path, step: int, state: dict, keep: int, branched_at: int
         raise CheckpointError(f"step {step} is not saved: {broken} has values that are not finite")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"*{_TEMPORARY}"):
+    for leftover in folder.glob(f"*{TEMPORARY}"):
         leftover.unlink()
     path = path_of(folder, step)
-    writing = path.with_name(path.name + _TEMPORARY)
+    writing = path.with_name(path.name + TEMPORARY)
     try:
         with open(writing, "wb") as file:
             torch.save(state, file)
@@ -56,13 +56,13 @@ def save(folder: str | Path, step: int, state: dict, keep: int, branched_at: int
         line = f"{_sha256(writing)}  {path.name}\n".encode()
         # Both digests are good while either file may be there, so that no moment is without a checkpoint.
         before = _digest_path(path)
-        _write(before, line + (before.read_bytes() if path.exists() and before.exists() else b""))
+        write_whole(before, line + (before.read_bytes() if path.exists() and before.exists() else b""))
         os.replace(writing, path)
     except OSError:
         writing.unlink(missing_ok=True)  # a full disk needs the room
         raise
     _sync_folder(folder)
-    _write(_digest_path(path), line)
+    write_whole(_digest_path(path), line)
     link(path, "last")
     _prune(folder, path, keep, branched_at)
     return path
@@ -84,7 +84,7 @@ def _prune(folder, newest, keep, branched_at):
 
 def link(path: Path, name: str) -> None:
     """Lets `<name>.pt` point to a checkpoint of the same folder, at once."""
-    temporary = path.with_name(f"{name}.pt{_TEMPORARY}")
+    temporary = path.with_name(f"{name}.pt{TEMPORARY}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(path.name)
     os.replace(temporary, path.with_name(f"{name}.pt"))
@@ -201,15 +201,6 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + _TEMPORARY)
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _sync_folder(folder: Path) -> None:

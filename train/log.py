@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .distributed import sum_over_ranks
+from .files import write_whole
 
 _SILENCE = 30.0  # seconds
 _DAMAGED = "log.jsonl.damaged"
@@ -146,17 +147,6 @@ def peak_memory(device: torch.device) -> float:
 def as_time(seconds: float) -> str:
     """Hours:minutes:seconds."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or as it was."""
-    temporary = path.with_name(f"{path.name}.writing")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _open_lines(path, step):

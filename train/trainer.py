@@ -24,8 +24,9 @@ from .average import WeightAverage
 from .buffers import Buffers
 from .config import Experiment, check, dumps
 from .distributed import World, on_first_rank, spread_buffers, sum_over_ranks
+from .files import write_whole
 from .loading import BadFiles, OnDevice, TrainingError, build_loaders
-from .log import Meter, RunLog, as_time, peak_memory, write_whole
+from .log import Meter, RunLog, as_time, peak_memory
 from .optim import Schedule, build_optimizer, learning_rate, set_training
 from .order import seed_step
 from .progress import Progress

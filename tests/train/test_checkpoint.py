@@ -94,7 +94,7 @@ def test_a_full_disk_costs_the_new_checkpoint_only(folder, call, step, monkeypat
     names = [path.name for path in checkpoint.checkpoints(folder)]
     assert names == ["step-00000002.pt", "step-00000001.pt"]
     assert checkpoint.load(folder / "last.pt")["model"]["weight"][0, 0] == 2
-    assert not list(folder.glob("*.pt.writing"))
+    assert not list(folder.glob("*.writing"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -10,7 +10,8 @@ import pytest
 
 from rigfuse.train import command_line, log
 from rigfuse.train.command_line import patience
-from rigfuse.train.log import RunLog, as_time, write_whole
+from rigfuse.train.files import write_whole
+from rigfuse.train.log import RunLog, as_time
 
 
 def steps(path):
