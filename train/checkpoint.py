@@ -169,7 +169,7 @@ def _no_checkpoint(state) -> str | None:
     parts = state if isinstance(state, dict) else {}
     model, counters, config = (parts.get(name) for name in ("model", "counters", "config"))
     lacking = []
-    if not (isinstance(model, dict) and model and all(isinstance(value, torch.Tensor) for value in model.values())):
+    if not (isinstance(model, dict) and all(isinstance(value, torch.Tensor) for value in model.values())):
         lacking.append("model (tensors by name)")
     if not (isinstance(counters, dict) and type(counters.get("step")) is int):
         lacking.append("counters (with step)")

@@ -152,13 +152,15 @@ def as_time(seconds: float) -> str:
 def _open_lines(path, step):
     """The file to append to, and how many lines could not be read.
 
-    Lines of steps after `step` go: they will be written again. So does a last line that a killed run left half.
+    Lines of steps after `step`, and its evaluation, go: they will be written again. So does a last line that a killed
+    run left half.
     """
     damaged, kept = 0, []
     lines = path.read_bytes().splitlines() if path.exists() else []
     for place, line in enumerate(lines):
         try:
-            later = json.loads(line)["step"] > step
+            record = json.loads(line)
+            later = record["step"] > step or (record["step"] == step and any(n.startswith("val/") for n in record))
         except (ValueError, TypeError, KeyError):
             damaged += place + 1 < len(lines)
             continue

@@ -115,6 +115,15 @@ def test_every_rank_evaluates_its_share_once(folder):
     assert [line["val/count"] for line in lines(folder / "whole") if "val/count" in line] == [5, 5]
 
 
+def test_what_is_evaluated_on_ranks_is_what_is_saved(folder, tmp_path):
+    """Each rank's batch norms saw its own batches; the checkpoint has the first rank's, and so does the evaluation."""
+    saved = checkpoint.load(folder / "huge" / "checkpoints" / "last.pt")
+    alone = Trainer(toy_experiment.toy("model.norm=true"), tmp_path, World())
+    checkpoint.load_weights(alone.model, saved["model"], "the run's")
+    logged = [line["val/error"] for line in lines(folder / "huge") if "val/error" in line]
+    assert logged == [pytest.approx(alone.evaluate()["error"], rel=1e-5)]
+
+
 def torchrun(folder, *options):
     """(status, output, seconds) of the toy on two ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
