@@ -236,6 +236,7 @@ class Trainer:
         """Takes the folder over, on the first rank."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "config.json", dumps(self.experiment) + "\n")
+        (self.folder / "result.json").unlink(missing_ok=True)
         self.log = RunLog(self.folder, self.total, self.progress.step, self.run.tensorboard)
         for line in (*self.begun, *self._rates_in_words()):
             self.log.say(line)
@@ -271,9 +272,13 @@ class Trainer:
         value, sign = figures[experiment.metric], 1 if experiment.metric_mode == "min" else -1
         if not math.isnan(value) and (progress.best is None or sign * value < sign * progress.best):
             progress.best, progress.best_step = value, progress.step
-            on_first_rank(lambda: checkpoint.link(self._checkpoint(progress.step), "best"))
+        on_first_rank(self._link_best)
         self.log.record(progress.step, progress.epoch, {f"val/{name}": value for name, value in figures.items()})
         return figures
+
+    def _link_best(self):
+        if self.progress.best_step == self.progress.step:
+            checkpoint.link(self._checkpoint(self.progress.step), "best")
 
     def _record(self, losses, rate, norm):
         """Each loss on its own, the learning rate of each group, and what the model shows of its last batch."""
@@ -290,15 +295,15 @@ class Trainer:
         progress, metric = self.progress, self.experiment.metric
         counts = dict(steps=progress.step, epochs=progress.epoch, skipped=progress.skipped)
         best = dict(metric=metric, value=progress.best, step=progress.best_step)
-        result = dict(name=self.experiment.name, **counts, bad_files=len(self.bad_files), best=best, figures=figures)
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        result = dict(name=self.experiment.name, **counts, bad_files=len(self.bad_files), best=best, figures=finite)
         write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
         self.log.say(f"finished after {progress.step} steps, {progress.skipped} of them skipped; {as_time(seconds)}")
         for name, value in figures.items():
             self.log.say(f"  {name:<32} {value:.5g}")
         if progress.best_step is not None:
-            self.log.say(
-                f"best {metric} {progress.best:.5g} at step {progress.best_step}: {self._checkpoints / 'best.pt'}"
-            )
+            where = f"at step {progress.best_step}: {self._checkpoints / 'best.pt'}"
+            self.log.say(f"best {metric} {progress.best:.5g} {where}")
 
     # ---- small parts
 

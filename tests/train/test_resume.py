@@ -127,7 +127,7 @@ def test_more_epochs_stretch_the_schedule_and_fewer_are_refused(tmp_path, before
     for step in (25, 60, 96):
         cosine = (1 + torch.tensor(torch.pi * done(step), dtype=torch.float64).cos().item()) / 2
         assert rate[step] == pytest.approx(0.02 * cosine, abs=1e-12)
-    with pytest.raises(CheckpointError, match="is in epoch 3; run.epochs is 2, needs as many at least"):
+    with pytest.raises(CheckpointError, match="is in epoch 2, counted from 0; run.epochs is 2, needs at least 3"):
         Trainer(toy(*LONG, "run.epochs=2"), tmp_path / "few", World(), resume=at(whole, 28))
 
 

@@ -160,6 +160,8 @@ def test_the_trainer_computes_what_this_loop_does(tmp_path):
 def test_a_nan_metric_is_never_the_best(tmp_path, nan):
     train(tmp_path, f"metric_is_nan={str(nan).lower()}")
     assert (tmp_path / "checkpoints" / "best.pt").exists() != nan
+    text = (tmp_path / "result.json").read_text()
+    assert (json.loads(text)["figures"]["error"] is None) == nan and "NaN" not in text
 
 
 @pytest.mark.parametrize("mode, best", [("min", 4), ("max", 8)])
