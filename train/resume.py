@@ -74,9 +74,8 @@ def _adapt(trainer, path, progress, data, changed) -> list[str]:
     if "run.seed" in settings:
         raise CheckpointError(f"{path} cannot be resumed in another order of the data; changed: {settings['run.seed']}")
     if progress.epoch >= epochs:
-        raise CheckpointError(
-            f"{path} is in epoch {progress.epoch + 1}; run.epochs is {epochs}, needs as many at least"
-        )
+        needs = f"run.epochs is {epochs}, needs at least {progress.epoch + 1}"
+        raise CheckpointError(f"{path} is in epoch {progress.epoch}, counted from 0; {needs}")
     items, per_step = data["items"], data["per_step"]
     ended = items - progress.samples < per_step
     if not ended and progress.samples and items != batches.length:
