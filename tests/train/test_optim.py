@@ -171,7 +171,7 @@ def test_moments_go_by_name_and_not_by_group():
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    other, grouped = trained(OptimConfig(lr=7.0, multipliers={"task_heads": 0.5, "mlp": 2.0}))
+    other, grouped = trained(OptimConfig(lr=7.0, multipliers={"task_heads": 0.5, "bias": 2.0}))
     load_moments(other, grouped, moments(network, optimizer))
     for a, b in zip(network.parameters(), other.parameters()):
         assert torch.equal(optimizer.state[a]["exp_avg"], grouped.state[b]["exp_avg"])

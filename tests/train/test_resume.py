@@ -237,7 +237,7 @@ def test_other_groups_take_the_same_moments(tmp_path, before):
     """Another multiplier puts parameters into another group: each keeps what the optimiser remembers of it."""
     there = at(before(), 4)
     saved = checkpoint.load(there)["optimizer"]
-    trainer = Trainer(toy("optim.multipliers={'body': 0.5, 'extra': 2.0}"), tmp_path / "part", World(), resume=there)
+    trainer = Trainer(toy("optim.multipliers={'bias': 0.5, 'extra': 2.0}"), tmp_path / "part", World(), resume=there)
     assert len(trainer.optimizer.param_groups) == 3
     for name, parameter in trainer.model.named_parameters():
         assert_same(dict(trainer.optimizer.state[parameter]), saved[name])
