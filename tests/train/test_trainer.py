@@ -130,7 +130,7 @@ def test_the_trainer_computes_what_this_loop_does(tmp_path):
     settings.model.dropout, settings.optim.multipliers, settings.run.seed = 0.5, {"head": 0.5}, 3
     torch.manual_seed(3)
     model = settings.build_model()
-    data, moments = settings.build_data()[0], {}
+    data, moments, norms = settings.build_data()[0], {}, []
     for step in range(12):
         torch.manual_seed(hash_seed(3, 0, step))
         epoch, place = divmod(step, 6)
@@ -140,6 +140,7 @@ def test_the_trainer_computes_what_this_loop_does(tmp_path):
             total = output.losses["main"] + 0.1 * output.losses.get("extra", 0) + 0 * model.extra(torch.zeros(8)).sum()
             (total / 2).backward()
         norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+        norms.append(norm.item())
         warm = 0.1 + 0.9 * step / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 9)) / 2
         for name, p in model.named_parameters():
             lr = 0.02 * warm * (0.5 if name.startswith("head") else 1)
@@ -151,7 +152,8 @@ def test_the_trainer_computes_what_this_loop_does(tmp_path):
             p.grad = None
     trainer = Trainer(settings, tmp_path, World())
     trainer.fit()
-    assert max(line["grad_norm"] for line in lines(tmp_path) if "loss" in line) > 1  # so that clipping matters
+    assert [line["grad_norm"] for line in lines(tmp_path) if "loss" in line] == pytest.approx(norms, rel=1e-3)
+    assert max(norms) > 1  # so that clipping matters
     for name, p in model.named_parameters():
         torch.testing.assert_close(trainer.model.get_parameter(name).data, p.data, rtol=2e-4, atol=1e-6, msg=name)
 
