@@ -7,15 +7,21 @@ import torch
 from torch import nn
 
 from .rig import NUSCENES_CAMERAS, camera_index
+from .settings import Share, Whole
 
 
 @dataclass
 class DropoutConfig:
     """Settings of `RandCamMask`: with chance `p_missing` a sample loses `n_min` to `n_max` cameras."""
 
-    p_missing: float = 0.6
-    n_min: int = 1
-    n_max: int = 2
+    p_missing: Share = 0.6
+    n_min: Whole = 1
+    n_max: Whole = 2
+
+    def validate(self) -> None:
+        """ValueError where the limits cross."""
+        if self.n_min > self.n_max:
+            raise ValueError(f"n_min is {self.n_min} and n_max is {self.n_max}, needs n_min ≤ n_max")
 
 
 class RandCamMask(nn.Module):

@@ -15,6 +15,7 @@ from ..world.poses import from_row
 from .submission import result_rows
 
 _ERRORS = dict(mATE="trans_err", mASE="scale_err", mAOE="orient_err", mAVE="vel_err", mAAE="attr_err")
+FIGURES = ("mAP", "NDS", *_ERRORS, *(f"AP/{name}" for name in DETECTION_CLASSES))
 
 
 def evaluate_detection(

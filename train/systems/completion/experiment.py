@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from ....modules.completion.cascade import CascadeConfig, CompletionCascade
+from ....modules.rig import NUSCENES_CAMERAS
+from ...command_line import nearest
 from ...config import Experiment
 from ...data.windows import WindowBatch, WindowConfig, build_windows, collate
 from .evaluate import Scenario, evaluate_completion
@@ -21,6 +23,16 @@ class CompletionExperiment(Experiment):
     )
     metric: str = "relative_l2"
     evaluate_without: tuple[str, ...] = ("CAM_FRONT", "CAM_BACK_LEFT")  # cameras that are dropped, one after another
+
+    def validate(self) -> None:
+        """ValueError for a camera that no rig of nuScenes has."""
+        for camera in self.evaluate_without:
+            if camera not in NUSCENES_CAMERAS:
+                raise ValueError(f"evaluate_without has {camera!r}{nearest(camera, NUSCENES_CAMERAS)}")
+
+    def figure_names(self) -> tuple[str, ...]:
+        whole = ("relative_l2", "relative_l2_none", "relative_l2_warp")
+        return (*whole, *(f"relative_l2/{camera}" for camera in self.evaluate_without))
 
     def build_model(self) -> CompletionCascade:
         return self.model.build()
