@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ...modules.rig import NUSCENES_CAMERAS, Camera, Rig
-from ..world.poses import from_row, inverse
 from .moments import Box, Drive, Moment, Sweep
+from .poses import from_row, inverse
 
 REFERENCE = "LIDAR_TOP"  # its ego pose and time are the key frame's
 _MICROSECOND = 1e-6

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from ...modules.cmt_aqr.head import DETECTION_CLASSES, Detections
 from ..data.nuscenes import REFERENCE, open_nuscenes
-from ..world.poses import from_row
+from ..data.poses import from_row
 
 MAX_BOXES = 500  # of a sample: the official limit
 _MOVING = 0.2  # m/s

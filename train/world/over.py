@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ..data.poses import from_row, rotation_z, to_rotation
 from .casting import Pinhole, Placed, cast
 from .ground import Ground
 from .paths import Path as Curve
-from .poses import from_row, rotation_z, to_rotation
 from .sensors import SHADOWS, write_depth, write_image
 from .shading import Light, picture
 from .shapes import body_for, building, tree

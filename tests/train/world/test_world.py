@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rigfuse.train.data.poses import from_row, inverse, rigid, rotation_xyz, to_quaternion, to_rotation
 from rigfuse.train.tools.make_world import main
 from rigfuse.train.world import WorldSettings, check_world, draw_over, make_world, read_depth
 from rigfuse.train.world.casting import Pinhole, Placed, cast
-from rigfuse.train.world.poses import from_row, inverse, rigid, rotation_xyz, to_quaternion, to_rotation
 from rigfuse.train.world.scene import Scene
 from rigfuse.train.world.sensors import default_cameras
 from rigfuse.train.world.shading import picture
