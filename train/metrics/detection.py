@@ -11,7 +11,7 @@ import numpy as np
 import torch.distributed as dist
 
 from ...modules.cmt_aqr.head import DETECTION_CLASSES, Detections
-from ..data.nuscenes import REFERENCE, open_nuscenes
+from ..data.nuscenes import evaluation_view, open_nuscenes, reference_row, scenes_of_split
 from ..data.poses import from_row
 
 MAX_BOXES = 500  # of a sample: the official limit
@@ -81,9 +81,8 @@ def write_results(detections: Mapping[str, Detections], nusc, split: str, path: 
         ValueError: an unknown split, one without samples, or a token that is not in it.
     """
     from nuscenes.eval.common.loaders import get_samples_of_scenes
-    from nuscenes.utils.splits import get_scenes_of_split
 
-    tokens = get_samples_of_scenes(get_scenes_of_split(split, nusc), nusc)
+    tokens = get_samples_of_scenes(scenes_of_split(Path(nusc.dataroot, nusc.version), split), nusc)
     if not tokens:
         raise ValueError(f"no sample of the split {split!r} is in {nusc.dataroot}")
     foreign = sorted(detections.keys() - set(tokens))
@@ -98,7 +97,7 @@ def write_results(detections: Mapping[str, Detections], nusc, split: str, path: 
 
 def _entries(found: Detections, nusc, token) -> list[dict]:
     """Rows of the results file, best first."""
-    pose = nusc.get("ego_pose", nusc.get("sample_data", nusc.get("sample", token)["data"][REFERENCE])["ego_pose_token"])
+    pose = nusc.get("ego_pose", reference_row(nusc, nusc.get("sample", token))["ego_pose_token"])
     boxes, scores = found.boxes.cpu().double(), found.scores.cpu().double()
     kept = boxes[:, :7].isfinite().all(1) & (boxes[:, 3:6] > 0).all(1) & scores.isfinite()
     order = kept.nonzero()[:, 0]
@@ -145,7 +144,9 @@ def _evaluate(detections, root, version, split, out):
     # The devkit shows progress bars even when told to be quiet, and makes a folder for plots.
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:
-            evaluation = DetectionEval(nusc, config, str(results), split, folder, verbose=False)
+            scenes = scenes_of_split(Path(nusc.dataroot, nusc.version), split)
+            view, name = evaluation_view(nusc, scenes, folder)
+            evaluation = DetectionEval(view, config, str(results), name, folder, verbose=False)
         except Exception as error:  # what it raises for a split of another version, or one without objects
             raise ValueError(f"nuscenes-devkit cannot evaluate {split!r} of {root}: {error}") from error
         metrics = evaluation.evaluate()[0].serialize()
