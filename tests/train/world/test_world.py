@@ -422,7 +422,7 @@ def test_the_command_explains_itself_and_refuses_in_one_line(world, capsys, tmp_
     assert "--out" in refused("--scenes", 3)
     assert "--seed" in refused("--over", world, "--out", tmp_path / "a", "--seed", 3)
     assert "multiple of 16" in refused("--out", tmp_path / "a", "--width", 333)
-    assert "no folder with tables" in refused("--over", tmp_path, "--out", tmp_path / "a")
+    assert "no folder in it (like v1.0-mini) has the tables" in refused("--over", tmp_path, "--out", tmp_path / "a")
     assert "choose from world-0000" in refused("--over", world, "--out", tmp_path / "a", "--only", "scene-x")
     assert main(["--check", str(world)]) == 0
     with pytest.raises(SystemExit):
