@@ -11,7 +11,7 @@ from rigfuse.modules.rig import NUSCENES_CAMERAS, ImageAugmentation, RigFrame
 from rigfuse.train.data import open_drives
 from rigfuse.train.data.files import BadFile
 from rigfuse.train.data.images import camera_image
-from rigfuse.train.data.nuscenes import open_nuscenes
+from rigfuse.train.data.nuscenes import open_nuscenes, reference_row
 from rigfuse.train.data.splits import drives_of_splits, split_names
 from rigfuse.train.metrics.detection import evaluate_detection, write_results
 from support.roots import VERSION, copy_root, edit, read_table, without_channels
@@ -85,6 +85,22 @@ def test_known_names_come_in_their_order_before_others(root):
     rename(root, {"CAM_FRONT_LEFT": "A_CAMERA", "CAM_FRONT_RIGHT": "Z_CAMERA"})
     names = open_drives(root)[0][0].rig.names
     assert names == ("CAM_FRONT", "CAM_BACK_LEFT", "CAM_BACK_RIGHT", "CAM_BACK", "A_CAMERA", "Z_CAMERA")
+
+
+def test_whose_pose_a_sample_has():
+    """(channel, kind, time) of the sensors of a sample at time 100, the one that counts first."""
+    cases = [
+        [("LIDAR_TOP", "lidar", 190), ("LIDAR_A", "lidar", 100), ("CAM_FRONT", "camera", 100)],
+        [("roof", "lidar", 120), ("bumper", "lidar", 150), ("CAM_FRONT", "camera", 100), ("RADAR", "radar", 100)],
+        [("CAM_BACK", "camera", 101), ("CAM_FRONT", "camera", 98)],
+        [("CAM_BACK", "camera", 101), ("CAM_FRONT", "camera", 99)],  # equally near: the alphabet decides
+    ]
+    for case in cases:
+        rows = [dict(channel=name, sensor_modality=kind, timestamp=time) for name, kind, time in case]
+        nusc = SimpleNamespace(get=lambda table, token: rows[token])
+        for order in (range(len(rows)), range(len(rows))[::-1]):
+            sample = dict(timestamp=100, data={rows[number]["channel"]: number for number in order})
+            assert reference_row(nusc, sample) is rows[0]
 
 
 def test_without_lidar(root, small_world):

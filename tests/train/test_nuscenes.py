@@ -1,5 +1,6 @@
 """Real calibration, poses and annotations, held against nuscenes-devkit and the data's own description."""
 
+import pickle
 import sys
 
 import numpy as np
@@ -54,6 +55,11 @@ def test_boxes_project_where_the_devkit_says(source, request):
                 np.testing.assert_allclose((corners[:, :2] / corners[:, 2:3]).numpy(), pixels, rtol=0, atol=1e-5)
                 compared += 1
     assert compared > 5
+
+
+def test_drives_travel_to_other_processes(ddad):
+    (drive,) = pickle.loads(pickle.dumps(ddad))
+    assert torch.equal(drive[1].frame.image_T_ego, ddad[0][1].frame.image_T_ego) and len(drive[1].points(2)) > 10_000
 
 
 def test_ddad(ddad):

@@ -28,7 +28,7 @@ class PoseMessages:
             times = np.array([row["utime"] for row in rows], dtype=np.int64)
             values = np.array([[row[field] for field in _FIELDS] for row in rows], dtype=np.float64)
             if values.shape != (len(times), len(_FIELDS), 3) or not np.isfinite(values).all():
-                raise ValueError("vel, accel or rotation_rate is not three finite numbers")
+                raise ValueError("it needs messages with three finite numbers in vel, accel and rotation_rate")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{file} is no list of pose messages: {error}") from error
         order = np.argsort(times, kind="stable")

@@ -198,7 +198,7 @@ class _Scene:
             scene=self.name,
             timestamp=sample["timestamp"] * _MICROSECOND,
             world_T_ego=torch.from_numpy(world_T_ego),
-            rig=Rig([self._camera(name, index, rows.get(name), world_T_ego) for name in self.cameras]),
+            rig=Rig([self._camera(name, rows.get(name), world_T_ego) for name in self.cameras]),
             boxes=tuple(self._box(token) for token in sample["anns"]),
             images={name: self.root / rows[name]["filename"] for name in self.cameras if name in rows},
             token=sample["token"],
@@ -216,11 +216,10 @@ class _Scene:
     def _pose(self, row):
         return from_row(self.nusc.get("ego_pose", row["ego_pose_token"]))
 
-    def _camera(self, name, index, row, world_T_ego):
+    def _camera(self, name, row, world_T_ego):
         then_T_ego = np.eye(4)
-        if row is None:  # it stood where it stands in the nearest sample that has it
-            having = (i for i, sample in enumerate(self.samples) if name in sample["data"])
-            row = self._key_frame(self.samples[min(having, key=lambda i: abs(i - index))])[name]
+        if row is None:  # as any sample has it, and as if exposed at the time of the key frame
+            row = self._key_frame(next(sample for sample in self.samples if name in sample["data"]))[name]
         else:
             then_T_ego = inverse(self._pose(row)) @ world_T_ego  # the key frame's ego frame → that of the exposure
         calibration = self.nusc.get("calibrated_sensor", row["calibrated_sensor_token"])

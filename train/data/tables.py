@@ -207,10 +207,10 @@ def _types(column: list) -> set[type]:
 
 def _link(table: str, optional: bool = False):
     def rule(index: Mapping[str, Collection]) -> _Rule:
-        known = index[table]
+        known, allowed = index[table], {""} if optional else set()
 
         def holds(column):
-            return _types(column) <= {str} and all(token in known or (optional and not token) for token in column)
+            return _types(column) <= {str} and {token for token in column if token not in known} <= allowed
 
         return _Rule(f"the token of a {table}{', or an empty one' if optional else ''}", holds)
 
