@@ -1,35 +1,35 @@
 """Attention from the maps of some cameras to the maps of others."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
 from ..kernels import cross_camera_attention
+from .operations import OperationModule
 from .positions import CameraTimeSpaceEncoding
 
 
-class CameraAttention(nn.Module):
-    """Multi-head attention between camera maps; every token says which camera, how long ago and where it is from.
+class CameraAttention(OperationModule):
+    """Multi-head attention between camera maps; every token is told which camera, when and where it comes from.
 
     Args:
         channels: C of queries and keys.
         cameras: number of cameras of the rig.
-        heads: attention heads.
-        backend: backend of `cross_camera_attention`.
+        heads: attention heads, of 16 to 128 channels each.
+        backend: of `cross_camera_attention`.
     """
 
-    def __init__(self, channels: int, cameras: int, *, heads: int = 8, backend: str | None = None):
+    def __init__(self, channels: int, cameras: int, *, heads: int, backend: str | None = None):
         super().__init__()
         if channels % heads or not 16 <= channels // heads <= 128:
             needed = f"a multiple of heads ({heads}) with 16 to 128 channels each"
             raise ValueError(f"CameraAttention: channels is {channels}, needs {needed}")
-        self.heads, self.backend = heads, backend
+        self.heads = heads
         self.encoding = CameraTimeSpaceEncoding(channels, cameras)
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
         self.out = nn.Linear(channels, channels)
+        self.backend = backend
 
     def forward(
         self,
@@ -41,12 +41,20 @@ class CameraAttention(nn.Module):
         *,
         key_age: torch.Tensor | None = None,
         key_mask: torch.Tensor | None = None,
-        operation: Callable | None = None,
     ) -> torch.Tensor:
-        """queries (Nq, C, H, W), query_camera (Nq,), keys (S, C, h, w), key_camera (S,), block_table (Nq, M; −1 none),
-        key_age (S,) seconds into the past, key_mask (S, h·w) bool → (Nq, C, H, W).
+        """Lets the cells of each query map attend to all cells of the key maps that the block table lists for it.
 
-        `operation` stands in for `cross_camera_attention`, with its arguments.
+        Args:
+            queries: (Nq, C, H, W); gets gradients.
+            query_camera: (Nq,) int, the camera of each query map.
+            keys: (S, C, h, w); gets gradients.
+            key_camera: (S,) int, the camera of each key map.
+            block_table: (Nq, M) int, the key maps that a query map attends to; −1 = none.
+            key_age: (S,) seconds into the past; None = all of the present.
+            key_mask: (S, h·w) bool, False = nobody attends to this cell; None = every cell counts.
+
+        Returns:
+            (Nq, C, H, W).
         """
         size = queries.shape[-2:]
         now = torch.zeros(len(queries), device=queries.device)
@@ -54,9 +62,5 @@ class CameraAttention(nn.Module):
         age = torch.zeros(len(keys), device=keys.device) if key_age is None else key_age
         tokens = keys.flatten(2).mT + self.encoding(key_camera, age, keys.shape[-2:])
         query, key, value = (x.unflatten(-1, (self.heads, -1)) for x in (query, self.key(tokens), self.value(tokens)))
-        operation = operation or self._operation
-        attended = operation(query, key, value, block_table, key_mask)
+        attended = cross_camera_attention(query, key, value, block_table, key_mask=key_mask, backend=self.backend)
         return self.out(attended.flatten(2)).mT.unflatten(-1, size)
-
-    def _operation(self, query, key, value, block_table, key_mask):
-        return cross_camera_attention(query, key, value, block_table, key_mask=key_mask, backend=self.backend)

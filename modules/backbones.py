@@ -1,50 +1,64 @@
 """Image backbone: ResNet and a feature pyramid, at the strides of either convention in use."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import ResNetBackbone, ResNetConfig
 
-RESNET50 = dict(embedding_size=64, hidden_sizes=(256, 512, 1024, 2048), depths=(3, 4, 6, 3), layer_type="bottleneck")
-RESNET_TINY = dict(embedding_size=16, hidden_sizes=(16, 32, 64, 128), depths=(1, 1, 1, 1), layer_type="basic")
+_SIZES = {
+    "resnet50": dict(
+        embedding_size=64, hidden_sizes=(256, 512, 1024, 2048), depths=(3, 4, 6, 3), layer_type="bottleneck"
+    ),
+    "tiny": dict(embedding_size=16, hidden_sizes=(16, 32, 64, 128), depths=(1, 1, 1, 1), layer_type="basic"),
+}
 _STAGE_STRIDES = (4, 8, 16, 32)
+
+
+@dataclass
+class BackboneConfig:
+    """Settings of a `ResNet`."""
+
+    resnet: Literal["resnet50", "tiny"] = "resnet50"
+    weights: str | None = None  # a local folder or a hub name; None = random
+    frozen_stages: int = 4  # stages without gradient that keep their statistics, the stem being stage 0; −1 = none
+    norm_eval: bool = True  # every batch norm keeps its statistics in training too
+
+
+@dataclass
+class PyramidConfig(BackboneConfig):
+    """Settings of a `ResNetFPN`."""
+
+    strides: tuple[int, ...] = (8, 16, 32, 64)  # of the levels: consecutive powers of two that begin between 4 and 32
 
 
 class ResNet(nn.Module):
     """ResNet (He et al. 2016, transformers' implementation).
 
     Args:
-        resnet: the arguments of `transformers.ResNetConfig`: `RESNET50`, `RESNET_TINY` or one's own.
+        config: see `BackboneConfig`.
         strides: of the maps returned, some of 4, 8, 16 and 32, ascending.
-        weights: a local folder or a hub name with the ResNet's weights; None = random.
-        frozen_stages: how many stages (the stem is stage 0) get no gradient and keep their statistics; −1 = none.
-        norm_eval: every batch norm keeps its statistics in training too.
 
     `channels` says how many channels each map has.
     """
 
-    def __init__(
-        self,
-        resnet: dict = RESNET50,
-        *,
-        strides: tuple[int, ...] = _STAGE_STRIDES,
-        weights: str | None = None,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-    ):
+    def __init__(self, config: BackboneConfig, strides: tuple[int, ...] = _STAGE_STRIDES):
         super().__init__()
         if not strides or tuple(strides) != tuple(stride for stride in _STAGE_STRIDES if stride in strides):
             raise ValueError(f"strides is {strides}, needs some of {_STAGE_STRIDES}, ascending")
-        self.strides, self.frozen_stages, self.norm_eval = tuple(strides), frozen_stages, norm_eval
+        self.strides, self.frozen_stages, self.norm_eval = tuple(strides), config.frozen_stages, config.norm_eval
         stages = [_STAGE_STRIDES.index(stride) for stride in strides]
-        config = ResNetConfig(**resnet, out_features=[f"stage{index + 1}" for index in stages])
-        self.body = ResNetBackbone.from_pretrained(weights, config=config) if weights else ResNetBackbone(config)
-        self.channels = tuple(config.hidden_sizes[index] for index in stages)
+        size = ResNetConfig(**_SIZES[config.resnet], out_features=[f"stage{index + 1}" for index in stages])
+        weights = config.weights
+        self.body = ResNetBackbone.from_pretrained(weights, config=size) if weights else ResNetBackbone(size)
+        self.channels = tuple(size.hidden_sizes[index] for index in stages)
         for stage in self._frozen():
             stage.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """images (N, 3, H, W), normalised → one (N, C, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
+        """Turns images (N, 3, H, W), normalised, into one (N, C, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
         return list(self.body(images).feature_maps)
 
     def train(self, mode: bool = True):
@@ -71,7 +85,7 @@ class FPN(nn.Module):
             the one before; None = as many.
     """
 
-    def __init__(self, in_channels: tuple[int, ...], channels: int = 256, *, levels: int | None = None):
+    def __init__(self, in_channels: tuple[int, ...], channels: int, *, levels: int | None = None):
         super().__init__()
         levels = len(in_channels) if levels is None else levels
         if levels < 1:
@@ -82,7 +96,7 @@ class FPN(nn.Module):
         self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra))
 
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """One (N, C, H, W) for each of in_channels → `levels` maps (N, channels, H, W)."""
+        """Turns one map (N, C, H, W) for each of `in_channels` into `levels` maps (N, channels, H, W)."""
         maps = [layer(x) for layer, x in zip(self.lateral, maps, strict=True)]
         for finer, coarser in zip(reversed(maps[:-1]), reversed(maps[1:])):
             finer += F.interpolate(coarser, size=finer.shape[-2:], mode="nearest")
@@ -96,30 +110,20 @@ class ResNetFPN(ResNet):
     """`ResNet` with an `FPN` on top.
 
     Args:
-        strides: of the levels returned, ascending powers of two from 4. (8, 16, 32, 64) in the design documents,
-            (4, 8, 16, 32) in upstream SparseDrive. Levels beyond 32 are strided convolutions of the one before.
+        config: see `PyramidConfig`. The strides are (8, 16, 32, 64) in the design documents, (4, 8, 16, 32) in upstream
+            SparseDrive. Levels beyond 32 are strided convolutions of the one before.
         channels: C of every level.
-        resnet, weights, frozen_stages, norm_eval: as for `ResNet`.
     """
 
-    def __init__(
-        self,
-        resnet: dict = RESNET50,
-        *,
-        strides: tuple[int, ...] = (8, 16, 32, 64),
-        channels: int = 256,
-        weights: str | None = None,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-    ):
+    def __init__(self, config: PyramidConfig, channels: int):
+        strides = config.strides
         powers = all(stride in (4, 8, 16, 32, 64, 128) for stride in strides)
         if not strides or not powers or any(b != 2 * a for a, b in zip(strides, strides[1:])) or strides[0] > 32:
             raise ValueError(f"strides is {strides}, needs consecutive powers of two that begin between 4 and 32")
-        own = tuple(stride for stride in strides if stride in _STAGE_STRIDES)
-        super().__init__(resnet, strides=own, weights=weights, frozen_stages=frozen_stages, norm_eval=norm_eval)
+        super().__init__(config, tuple(stride for stride in strides if stride in _STAGE_STRIDES))
         self.fpn = FPN(self.channels, channels, levels=len(strides))
         self.strides = tuple(strides)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """images (N, 3, H, W), normalised → one (N, channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
+        """Turns images (N, 3, H, W), normalised, into one (N, channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
         return self.fpn(super().forward(images))

@@ -1,6 +1,7 @@
 """Cameras that go missing, for training and for evaluation without them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -8,27 +9,35 @@ from torch import nn
 from .rig import NUSCENES_CAMERAS, camera_index
 
 
+@dataclass
+class DropoutConfig:
+    """Settings of `RandCamMask`: with chance `p_missing` a sample loses `n_min` to `n_max` cameras."""
+
+    p_missing: float = 0.6
+    n_min: int = 1
+    n_max: int = 2
+
+
 class RandCamMask(nn.Module):
-    """Blacks out whole cameras: with chance `p_missing` a sample loses `n_min` to `n_max` of them, all equally likely.
+    """Blacks out whole cameras, all equally likely and without replacement (design documents' `RandCamMask`).
 
     Apply it to normalised images: the mean is subtracted then, and a missing camera is zero for the backbone.
 
     Args:
-        p_missing: chance that a sample loses any camera.
-        n_min, n_max: how many it then loses, without replacement.
+        config: see `DropoutConfig`; None = its defaults.
         cameras: names of the V cameras in the order of the images.
     """
 
-    def __init__(
-        self, p_missing: float = 0.6, n_min: int = 1, n_max: int = 2, *, cameras: Sequence[str] = NUSCENES_CAMERAS
-    ):
+    def __init__(self, config: DropoutConfig | None = None, *, cameras: Sequence[str] = NUSCENES_CAMERAS):
         super().__init__()
-        if not 0 <= p_missing <= 1:
-            raise ValueError(f"RandCamMask: p_missing is {p_missing}, needs a probability")
-        if not 0 <= n_min <= n_max <= len(cameras):
+        config = config or DropoutConfig()
+        if not 0 <= config.p_missing <= 1:
+            raise ValueError(f"RandCamMask: p_missing is {config.p_missing}, needs a probability")
+        if not 0 <= config.n_min <= config.n_max <= len(cameras):
             needed = f"0 ≤ n_min ≤ n_max ≤ {len(cameras)} cameras"
-            raise ValueError(f"RandCamMask: n_min is {n_min} and n_max is {n_max}, needs {needed}")
-        self.p_missing, self.n_min, self.n_max, self.cameras = p_missing, n_min, n_max, tuple(cameras)
+            raise ValueError(f"RandCamMask: n_min is {config.n_min} and n_max is {config.n_max}, needs {needed}")
+        self.p_missing, self.n_min, self.n_max = config.p_missing, config.n_min, config.n_max
+        self.cameras = tuple(cameras)
 
     def forward(
         self,
@@ -52,11 +61,11 @@ class RandCamMask(nn.Module):
             needed = f"(B, {len(self.cameras)}, 3, H, W)"
             raise ValueError(f"RandCamMask: images has shape {tuple(images.shape)}, needs {needed}")
         if isinstance(drop, torch.Tensor):
-            missing = self._checked(drop, images)
+            missing = self._from_mask(drop, images)
         elif drop is not None:
-            missing = self._listed(drop, len(images))
+            missing = self._from_names(drop, len(images))
         elif self.training:
-            missing = self._drawn(len(images), generator)
+            missing = self._draw(len(images), generator)
         else:
             missing = torch.zeros(images.shape[:2], dtype=torch.bool)
         nothing = not missing.is_cuda and not missing.any()  # asking a GPU would wait for it
@@ -64,7 +73,7 @@ class RandCamMask(nn.Module):
         # not masked_fill, which loses the memory format
         return (images if nothing else torch.where(missing[:, :, None, None, None], 0, images)), missing
 
-    def _checked(self, drop, images):
+    def _from_mask(self, drop, images):
         if drop.dtype != torch.bool:
             dtype = str(drop.dtype).removeprefix("torch.")
             raise TypeError(f"RandCamMask: drop is {dtype}, needs bool or camera names")
@@ -73,14 +82,14 @@ class RandCamMask(nn.Module):
             raise ValueError(f"RandCamMask: drop has shape {tuple(drop.shape)}, needs (B, V) = {needed}")
         return drop
 
-    def _listed(self, drop, batch):
+    def _from_names(self, drop, batch):
         if isinstance(drop, str):
             raise TypeError(f"RandCamMask: drop is the string {drop!r}, needs a list of camera names")
         missing = torch.zeros(batch, len(self.cameras), dtype=torch.bool)
         missing[:, [camera_index(name, self.cameras) for name in drop]] = True
         return missing
 
-    def _drawn(self, batch, generator):
+    def _draw(self, batch, generator):
         count = torch.randint(self.n_min, self.n_max + 1, (batch, 1), generator=generator)
         dropped = torch.rand(batch, 1, generator=generator) < self.p_missing
         # The rank of each camera in a random order: those ranked below the count are a draw without replacement.

@@ -46,11 +46,12 @@ class HistoryQueue:
 
     @property
     def length(self) -> int:
+        """How many moments are kept."""
         return self._frames.maxlen
 
     @property
     def frames(self) -> list[HistoryFrame]:
-        """Newest first."""
+        """The moments, newest first."""
         return list(self._frames)
 
     def clear(self) -> None:
@@ -58,7 +59,7 @@ class HistoryQueue:
         self._frames.clear()
 
     def prepare(self, frame: RigFrame, features: torch.Tensor) -> None:
-        """Forgets what cannot be the past of `frame`. Idempotent.
+        """Forgets what cannot be the past of `frame`; a second time it changes nothing.
 
         A sample whose scene changed, whose last moment is more than `max_gap` seconds ago, or whose time did not
         advance (an equal timestamp is the present seen twice, not a past) loses its history; the others keep theirs.

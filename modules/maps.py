@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _Take(torch.autograd.Function):
-    """The maps at `index`, and all of them for `_Put`."""
+    """Returns the maps at (sample, camera), and all of them for `_Put`."""
 
     @staticmethod
     def forward(ctx, features, sample, camera):
@@ -23,7 +23,7 @@ class _Take(torch.autograd.Function):
 
 
 class _Put(torch.autograd.Function):
-    """All maps with those at `index` replaced. `_Take` overwrites what these get as their gradient here."""
+    """Returns all maps with those at (sample, camera) replaced; `_Take` overwrites the gradient that they had."""
 
     @staticmethod
     def forward(ctx, rest, sample, camera, maps):
@@ -44,7 +44,7 @@ def replace_maps(
     index: tuple[torch.Tensor, torch.Tensor],
     function: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """`features` with the maps at `index` replaced by `function` of them; the others return bit for bit.
+    """Replaces the maps at `index` by `function` of them; the others return bit for bit.
 
     Indexing and `index_put` would do the same; their gradients hold three tensors of the size of `features`, these one.
 

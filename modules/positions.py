@@ -7,7 +7,9 @@ from torch import nn
 
 
 def sinusoidal(values: torch.Tensor, channels: int, max_frequency: float = 64.0) -> torch.Tensor:
-    """Sines and cosines of each value at geometrically spaced frequencies (Vaswani et al. 2017; Tancik et al. 2020).
+    """Encodes each value by sines and cosines at geometrically spaced frequencies.
+
+    Vaswani et al. 2017; Tancik et al. 2020.
 
     Args:
         values: (..., K), each about [0, 1].
@@ -34,7 +36,7 @@ class CameraTimeSpaceEncoding(nn.Module):
     """
 
     def __init__(self, channels: int, cameras: int, horizon: float = 4.0):
-        """horizon: seconds that the time encoding spreads over."""
+        """Makes the encoding; `horizon` is the seconds that the time encoding spreads over."""
         super().__init__()
         self.channels, self.horizon = channels, horizon
         self.camera = nn.Embedding(cameras, channels)
@@ -43,7 +45,7 @@ class CameraTimeSpaceEncoding(nn.Module):
         nn.init.normal_(self.camera.weight, std=0.02)
 
     def forward(self, camera: torch.Tensor, age: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """camera: (N,) int; age: (N,) seconds; size: (H, W) of the token grid. Returns (N, H·W, channels)."""
+        """Encodes the tokens of N maps, (N, H·W, channels): camera (N,) int, age (N,) seconds, size (H, W)."""
         height, width = size
         like = dict(dtype=self.space.weight.dtype, device=self.space.weight.device)
         y = (torch.arange(height, **like) + 0.5) / height

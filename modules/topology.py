@@ -20,7 +20,7 @@ TOPOLOGIES = ("global", "neighbours", "own")
 
 @dataclass(frozen=True)
 class Topology:
-    """For each camera, the cameras it attends to, in order.
+    """Says for each camera which cameras it attends to, in order.
 
     Args:
         attends: camera name → camera names, none of them twice. Every name must itself be a key.
@@ -39,7 +39,7 @@ class Topology:
 
     @staticmethod
     def named(name: str, cameras: Sequence[str] = NUSCENES_CAMERAS) -> "Topology":
-        """One of `TOPOLOGIES` over these cameras.
+        """Makes one of `TOPOLOGIES` over these cameras.
 
         "global": every camera (V1). "own": the camera itself. "neighbours" (V2): the camera itself and those left and
         right of it round the car, for nuScenes' cameras; neighbours that are not among `cameras` are left out.
@@ -59,7 +59,8 @@ class Topology:
     def from_calibration(
         rig: Rig, *, min_overlap: float = 0.01, depths: Sequence[float] = (5.0, 10.0, 20.0, 40.0)
     ) -> "Topology":
-        """Each camera itself, then those that share at least `min_overlap` of a view with it, in the rig's order.
+        """Lets each camera attend to itself, then to those that share at least `min_overlap` of a view with it, in the
+        rig's order.
 
         See `view_overlap`; of the two fractions of a pair the larger one counts, so the relation is mutual.
         """
@@ -73,7 +74,7 @@ class Topology:
         )
 
     def table(self, cameras: Sequence[str]) -> torch.Tensor:
-        """(V, K) int64: for each of `cameras`, the indices in `cameras` it attends to, filled up with −1."""
+        """Lists for each of `cameras` the indices in `cameras` that it attends to, (V, K) int64, filled up with −1."""
         rows = []
         for camera in cameras:
             camera_index(camera, tuple(self.attends))
@@ -83,7 +84,7 @@ class Topology:
 
 
 def view_overlap(rig: Rig, depths: Sequence[float] = (5.0, 10.0, 20.0, 40.0), steps: int = 40) -> torch.Tensor:
-    """(V, V) float64: the fraction of camera i's view that camera j sees too, over points of a regular grid of
+    """Measures the fraction of camera i's view that camera j sees too, (V, V) float64, over points of a regular grid of
     `steps` × `steps` places in the image at each of `depths` metres."""
     overlap = torch.empty(len(rig.cameras), len(rig.cameras), dtype=torch.float64)
     for i, camera in enumerate(rig.cameras):

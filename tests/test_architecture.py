@@ -3,33 +3,42 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from rigfuse.train.systems import SYSTEMS, experiment
+
 ROOT = Path(__file__).parents[1]
 LAYERS = ["kernels", "modules", "train", "bench"]  # each imports only itself and what stands before it
+SHARED = {"detection", "lidar"}  # folders in modules/ that are no system's
+ROOMS = {path.parent.name for path in ROOT.glob("modules/*/__init__.py")} - SHARED | set(SYSTEMS)
 FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 
 
-def imported_layers(path: Path) -> set[str]:
-    """The top-level folders that a file imports from, relative imports resolved."""
-    found = set()
-    package = path.relative_to(ROOT).parts[:-1]
+def imported_names(path: Path) -> set[tuple[str, ...]]:
+    """What a file imports from the four folders, as paths from the root: ("modules", "rig", "Rig")."""
+    found, package = set(), path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - node.level + 1]
-            names = [base + tuple((node.module or alias.name).split(".")) for alias in node.names]
-            found |= {name[0] for name in names}
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            for module in modules:
-                assert module.split(".")[0] not in LAYERS, (
-                    f"{path.name}: bare import of {module}; write rigfuse.{module}"
-                )
-                if module == "rigfuse" or module.startswith("rigfuse."):
-                    found |= set(module.split(".")[1:2])
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            names = [(*base, *(node.module.split(".") if node.module else ()), alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        else:
+            continue
+        if isinstance(node, ast.Import) or not node.level:
+            bare = next((name for name in names if name[0] in LAYERS), None)
+            assert bare is None, f"{path.name}: bare import of {bare[0]}; write rigfuse.{bare[0]}"
+            names = [name[1:] for name in names if name[0] == "rigfuse"]
+        found |= set(names)
     return found
+
+
+def imported_layers(path: Path) -> set[str]:
+    """The top-level folders that a file imports from."""
+    return {name[0] for name in imported_names(path) if name}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -45,6 +54,57 @@ def test_a_wrong_import_would_be_seen(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     file.write_text("from ...modules import rig\nfrom rigfuse.train import data\nfrom ..runtime import checks\n")
     assert imported_layers(file) == {"modules", "train", "kernels"}
+
+
+# ---- systems
+
+
+def room(path: tuple[str, ...]) -> str | None:
+    """The system in whose folder something lies; None = outside all of them."""
+    for floor in (("modules",), ("train", "systems")):
+        name = path[len(floor)] if path[: len(floor)] == floor and len(path) > len(floor) else None
+        if name in ROOMS:
+            return name
+    return None
+
+
+def test_systems_are_apart_and_what_they_share_lies_in_none():
+    """Commands in train/tools/ and the benchmark may look into every room."""
+    foreign = {}
+    for path in FILES:
+        place = path.relative_to(ROOT).parts
+        if place[0] in ("modules", "train") and place[:2] != ("train", "tools"):
+            doors = {".".join(name) for name in imported_names(path) if room(name) not in (None, room(place))}
+            foreign |= {"/".join(place): doors} if doors else {}
+    assert not foreign
+
+
+def test_a_door_between_rooms_would_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    file = tmp_path / "train" / "systems" / "completion" / "data.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("from ..cmt_aqr import data\nfrom ....modules import cmt_aqr\nfrom ....modules.rig import Rig\n")
+    assert {room(name) for name in imported_names(file)} == {"cmt_aqr", None}
+    assert room(file.relative_to(tmp_path).parts) == "completion"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_has_tiny_siblings_a_metric_and_a_row_in_the_readme(system):
+    assert (ROOT / "modules" / system).is_dir()
+    names = set(import_module(f"rigfuse.train.systems.{system}.configs").EXPERIMENTS)
+    full = {name for name in names if not name.endswith("_tiny")}
+    assert full and names == full | {f"{name}_tiny" for name in full}
+    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{system}` |")]
+    for name in names:
+        made = experiment(name)
+        assert f"`{made.metric}`, {dict(min='smaller', max='larger')[made.metric_mode]} is better" in row, name
+
+
+def test_every_folder_of_a_system_is_registered():
+    assert {path.parent.name for path in ROOT.glob("train/systems/*/configs.py")} == set(SYSTEMS)
+
+
+# ---- operations
 
 
 @pytest.mark.parametrize(

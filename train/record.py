@@ -1,36 +1,39 @@
 """The record of an experiment (system B): what ran, how fast, in how much memory, how well, and what follows.
 
-Everything comes from the run folders and from evaluating their best checkpoints; nothing is written by hand.
+Everything comes from the run folders and, for what a system adds, from evaluating their best checkpoints; nothing is
+written by hand. Runs of one configuration with other seeds are taken together.
+
+A system adds to the record of its runs by a method of its experiment:
+
+    record_sections(runs: list[Run], folder: Path, options: RecordOptions) -> list[str]
+
+which returns sections in Markdown and puts its pictures and tables into `folder`.
 """
 
-import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 
-from ..modules.completion.cascade import CompletionCascade, RigWindow
-from . import checkpoint
-from .config import Experiment, update
-from .systems import experiment
-from .systems.completion.evaluate import BASELINES, Score, evaluate_completion, scenarios
-
-SPEED, MEMORY, ACCURACY = 1.2, 0.7, 0.01  # what the documents expect of a whole run, V2 against V1
+from .config import Experiment
+from .run import SavedRun, open_run, read_log
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """One trained run. `scores` are at the scale that stage 1 completes."""
+    """One trained run: its folder, its best checkpoint (else the last), and the records of its log."""
 
     folder: Path
-    settings: Experiment
+    saved: SavedRun
     log: list[dict]
-    scores: list[Score]
+
+    @property
+    def settings(self) -> Experiment:
+        return self.saved.settings
 
     @property
     def speed(self) -> float:
@@ -47,57 +50,74 @@ class Run:
     def steps(self) -> int:
         return max(line["step"] for line in self.log)
 
-    def figure(self, scenario: str, method: str, name: str = "relative_l2") -> float:
-        return next(getattr(s, name) for s in self.scores if (s.scenario, s.method) == (scenario, method))
+    @property
+    def best(self) -> dict[str, float]:
+        """The figures of the best evaluation in training, by the experiment's own metric; empty where there is none."""
+        name, choose = f"val/{self.settings.metric}", min if self.settings.metric_mode == "min" else max
+        evaluations = [line for line in self.log if not math.isnan(line.get(name, math.nan))]
+        if not evaluations:
+            return {}
+        line = choose(evaluations, key=lambda line: line[name])
+        return {key.removeprefix("val/"): value for key, value in line.items() if key.startswith("val/")}
 
 
-def read_log(folder: Path) -> list[dict]:
-    path = folder / "log.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not the folder of a run: it has no log.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+@dataclass(frozen=True)
+class RecordOptions:
+    """What a record is written with.
+
+    Args:
+        windows: validation samples that are evaluated at most, spread evenly.
+        device: on which.
+        data: a folder in nuScenes format instead of the one that the runs were trained on.
+        progress: is told what is being done.
+    """
+
+    windows: int
+    device: torch.device
+    data: str | None = None
+    progress: Callable[[str], None] = lambda text: None
 
 
-def load_run(folder: Path, windows: int, data: str | None, device: torch.device, progress=lambda text: None) -> Run:
-    """Evaluates the best checkpoint (else the last) of a run on up to `windows` validation windows, spread evenly."""
-    log = read_log(folder)
-    settings, model = _restore(folder, data, device)
-    _, validation = settings.build_data()
-    stride = max(1, len(validation) // windows)
-    chosen = list(islice(range(0, len(validation), stride), windows))
-
-    def batches():
-        for count, index in enumerate(chosen, 1):
-            progress(f"{folder.name}: window {count} of {len(chosen)}")
-            yield settings.collate([validation[0, index]]).to(device)
-
-    which = scenarios(model.dropout.cameras, settings.data.history)
-    scores = evaluate_completion(model, batches(), which, settings.model.temporal.depths)
-    scale = model.temporal.stride if model.temporal is not None else max(model.backbone.strides)
-    return Run(folder, settings, log, [score for score in scores if score.stride == scale])
+def load_run(folder: Path, data: str | None = None) -> Run:
+    """Opens a run for the record; errors as those of `open_run` and `read_log`."""
+    log = read_log(folder)  # first: it tells a folder that is none of a run
+    return Run(folder, open_run(folder, data), log)
 
 
-def model_and_window(run: Run, data: str | None, device: torch.device) -> tuple[CompletionCascade, RigWindow]:
-    """A run's network and the middle window of its validation set."""
-    settings, model = _restore(run.folder, data, device)
-    _, validation = settings.build_data()
-    return model, settings.collate([validation[0, len(validation) // 2]]).to(device)
+def write_record(folders: Sequence[Path], out: Path, options: RecordOptions) -> str:
+    """Writes record.md and the pictures of runs into a folder and returns the text.
+
+    Raises:
+        FileNotFoundError, ValueError, CheckpointError: a folder is not that of a run, or its checkpoint cannot be used.
+    """
+    runs = [load_run(folder, options.data) for folder in folders]
+    sections = ["# Record\n", *general_sections(runs, out)]
+    systems = defaultdict(list)
+    for run in runs:
+        systems[type(run.settings)].append(run)
+    for system, own_runs in systems.items():
+        if hasattr(system, "record_sections"):
+            sections += own_runs[0].settings.record_sections(own_runs, out, options)
+    text = "\n".join(sections)
+    (out / "record.md").write_text(text)
+    return text
 
 
-def _restore(folder, data, device):
-    best = folder / "checkpoints" / "best.pt"
-    state = checkpoint.load(best if best.exists() else best.with_name("last.pt"))
-    settings = experiment(state["config"]["name"])
-    update(settings, state["config"])
-    if data:
-        settings.data.root = data
-    model = settings.build_model().to(device)
-    checkpoint.load_weights(model, state["model"], folder)
-    return settings, model
+def general_sections(runs: Sequence[Run], folder: Path) -> list[str]:
+    """What every record has: the runs, their best validation figures, and their losses."""
+    draw_losses(runs, folder / "losses.png")
+    return [
+        "## Runs\n",
+        markdown(runs_table(runs)),
+        "Peak memory is the allocator's on a GPU and the whole process's on a CPU.\n",
+        "![losses](losses.png)\n",
+        "## Validation figures of the best checkpoints\n",
+        markdown(figures_table(by_config(runs))),
+    ]
 
 
 def by_config(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs of the same experiment with other seeds stand together."""
+    """Configuration → its runs, which differ in their seeds."""
     groups = defaultdict(list)
     for run in runs:
         groups[run.settings.name].append(run)
@@ -116,8 +136,7 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
 def runs_table(runs: Sequence[Run]) -> list[list[str]]:
     rows = [["run", "config", "seed", "batch", "steps", "it/s", "peak MiB", "best validation", "last loss"]]
     for run in runs:
-        settings = run.settings
-        validated = [line[f"val/{settings.metric}"] for line in run.log if f"val/{settings.metric}" in line]
+        settings, best = run.settings, run.best
         losses = [line["loss"] for line in run.log if "loss" in line]
         rows.append(
             [
@@ -128,63 +147,38 @@ def runs_table(runs: Sequence[Run]) -> list[list[str]]:
                 str(run.steps),
                 f"{run.speed:.2f}",
                 f"{run.memory:.0f}",
-                f"{settings.metric} {min(validated):.4f}" if validated else "—",
+                f"{settings.metric} {best[settings.metric]:.4f}" if best else "—",
                 f"{losses[-1]:.4f}" if losses else "—",
             ]
         )
     return rows
 
 
-def scores_table(groups: dict[str, list[Run]], name: str) -> list[list[str]]:
-    """Scenario × method; figures are means over the seeds, with their spread."""
-    everyone = [run for runs in groups.values() for run in runs]
-    rows = [["scenario", *BASELINES, *groups]]
-    for scenario in dict.fromkeys(score.scenario for score in everyone[0].scores):
-        cells = [spread([run.figure(scenario, method, name) for run in everyone]) for method in BASELINES]
-        cells += [spread([run.figure(scenario, "completed", name) for run in runs]) for runs in groups.values()]
-        rows.append([scenario, *cells])
-    return rows
-
-
-def verdicts(groups: dict[str, list[Run]]) -> list[list[str]]:
-    """Each claim about V2 against V1, where exactly one experiment of each was run."""
-    pairs = [(name, name.replace("v2", "v1")) for name in groups if "v2" in name and name.replace("v2", "v1") in groups]
-    rows = [["claim", "figure", "verdict"]]
-    for v2, v1 in pairs:
-        mean = lambda runs, what: statistics.mean(getattr(run, what) for run in runs)  # noqa: E731
-        speed = mean(groups[v2], "speed") / mean(groups[v1], "speed")
-        memory = mean(groups[v2], "memory") / mean(groups[v1], "memory")
-        rows.append([f"{v2}: speed of a whole run +20 to +40 %", f"× {speed:.2f}", _verdict(speed >= SPEED)])
-        rows.append([f"{v2}: memory of a whole run −30 to −50 %", f"× {memory:.2f}", _verdict(memory <= MEMORY)])
-        rows.append([f"{v2}: completion as good as V1's", *_as_good(groups[v1], groups[v2])])
-    return rows
-
-
-def _as_good(v1: Sequence[Run], v2: Sequence[Run]) -> tuple[str, str]:
-    """Mean relative error over the single cameras; equal if within 1 %, or within the spread of V1's seeds."""
-    errors = [[_mean_single(run) for run in runs] for runs in (v1, v2)]
-    difference = statistics.mean(errors[1]) - statistics.mean(errors[0])
-    noise = statistics.stdev(errors[0]) if len(errors[0]) > 1 else 0.0
-    allowed = max(ACCURACY * statistics.mean(errors[0]), 2 * noise)
-    text = f"relative L2 {spread(errors[1])} against {spread(errors[0])}, {difference:+.4f} (allowed ± {allowed:.4f})"
-    return text, _verdict(difference <= allowed)
-
-
-def _mean_single(run: Run) -> float:
-    return statistics.mean(run.figure(name, "completed") for name in run_cameras(run))
-
-
-def run_cameras(run: Run) -> list[str]:
-    return [
-        name for name in dict.fromkeys(score.scenario for score in run.scores) if name.isupper() and "+" not in name
+def figures_table(groups: dict[str, list[Run]]) -> list[list[str]]:
+    """Figure × configuration, of the best evaluations; figures are means over the seeds, with their spread."""
+    best = {name: [run.best for run in runs] for name, runs in groups.items()}
+    names = dict.fromkeys(figure for found in best.values() for figures in found for figure in figures)
+    return [["figure", *groups]] + [
+        [name, *(spread([figures.get(name, math.nan) for figures in found], "{:.4f}") for found in best.values())]
+        for name in names
     ]
 
 
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
+def draw_losses(runs: Sequence[Run], path: Path) -> None:
+    """Draws the loss of each run over its steps."""
+    from matplotlib.figure import Figure  # takes a second
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    for run in runs:
+        points = [(line["step"], line["loss"]) for line in run.log if "loss" in line]
+        axes.plot(*zip(*points), label=run.folder.name)
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is the head."""
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"

@@ -3,26 +3,93 @@
 System C of the design documents. Parts are named as there, so that their patterns for learning rates match.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from ...kernels.runtime.nvtx import annotate
-from ..backbones import FPN, ResNet
+from ..backbones import FPN, BackboneConfig, ResNet
 from ..detection.batch import DetectionInput
+from ..detection.boxes import Detections, Predictions, decode
 from ..detection.denoising import Denoising, make_denoising
 from ..detection.losses import detection_losses
-from ..lidar.second import SECOND, SECONDNeck, SparseMiddleEncoder, VoxelEncoder
-from .aqr import GENERATIONS, AQRWeightGenerator, AttentionBiasGenerator, gather_local, modulate, render_weights
+from ..lidar.second import SECOND, LidarConfig, SECONDNeck, SparseMiddleEncoder
+from ..lidar.voxels import VoxelEncoder
+from ..maps_layout import MapLayout
+from ..operations import OperationModule
+from ..rig import NUSCENES_CAMERAS
+from .aqr import (
+    GENERATIONS,
+    AQRConfig,
+    AQRWeightGenerator,
+    AttentionBiasGenerator,
+    gather_local,
+    modulate,
+    render_weights,
+)
 from .encodings import CoordinateEncoding
-from .head import Detections, Predictions, TaskHeads, decode, range_bounds
-from .transformer import QueryDecoder, Routing
+from .head import TaskHeads
+from .transformer import DecoderConfig, QueryDecoder, Routing
+
+_STRIDE = 16  # image pixels per cell of the camera maps
+
+
+@dataclass
+class DetectorConfig:
+    """Settings of the detector."""
+
+    channels: int = 256  # of all maps and queries
+    queries: int = 900
+    denoising_groups: int = 10  # copies of each box among the denoising queries; 0 = no denoising
+    camera: BackboneConfig = field(default_factory=BackboneConfig)
+    lidar: LidarConfig = field(default_factory=LidarConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    aqr: AQRConfig = field(default_factory=AQRConfig)
+
+    def build(
+        self, image_size: tuple[int, int], point_range: tuple[float, ...], backend: str | None = None
+    ) -> "CmtAqr":
+        """Builds the detector for images (height, width) of nuScenes' cameras and points in a range (metres, ego
+        frame); `backend` is that of the operations, see `rigfuse.kernels`."""
+        channels, layout = self.channels, self.layout(image_size, point_range)
+        lidar = self.lidar.build(point_range, channels)
+        shared_conv = nn.Conv2d(2 * channels, channels, 3, padding=1, bias=False)
+        backbone = ResNet(self.camera, (_STRIDE, 2 * _STRIDE))
+        parts = dict(
+            img_backbone=backbone,
+            img_neck=FPN(backbone.channels, channels, levels=1),
+            pts_voxel_encoder=lidar.voxel_encoder,
+            pts_middle_encoder=lidar.middle_encoder,
+            pts_backbone=lidar.backbone,
+            pts_neck=lidar.neck,
+            shared_conv=nn.Sequential(shared_conv, nn.BatchNorm2d(channels), nn.ReLU()),
+            query_embed=CoordinateEncoding(channels, layout),
+            transformer=QueryDecoder(channels, self.decoder),
+            task_heads=TaskHeads(channels, self.decoder.layers),
+        )
+        weights, bias = self.aqr.build(channels, layout)
+        detector = CmtAqr(
+            **parts,
+            queries=self.queries,
+            generation=self.aqr.generation,
+            aqr_weight_generator=weights,
+            attention_bias_generator=bias,
+            denoising_groups=self.denoising_groups,
+        )
+        detector.backend = backend
+        return detector.to(memory_format=torch.channels_last)  # that of the maps, and so of the weights' gradients
+
+    def layout(self, image_size: tuple[int, int], point_range: tuple[float, ...]) -> MapLayout:
+        """Lays out the maps for images and points as `build` takes them."""
+        height, width = (-(-side // _STRIDE) for side in image_size)
+        bev_shape = self.lidar.bev_shape(point_range)
+        return MapLayout(bev_shape, (height, width), len(NUSCENES_CAMERAS), _STRIDE, tuple(point_range))
 
 
 @dataclass
 class DetectorOutput:
-    """Of the matching queries; denoising queries leave nothing but their losses."""
+    """What the detector says of the matching queries; denoising queries leave nothing but their losses."""
 
     predictions: Predictions
     losses: dict[str, torch.Tensor]  # unweighted scalars: cls, box, dn_cls, dn_box; empty outside training
@@ -31,19 +98,40 @@ class DetectorOutput:
     figures: dict[str, torch.Tensor]  # scalars to watch, without gradient
 
 
-class CmtAqr(nn.Module):
+@dataclass(frozen=True, eq=False)
+class _Queries:
+    """Where the queries are: P denoising queries, in training only, then N matching ones."""
+
+    reference: torch.Tensor  # (B, P + N, 3) in [0, 1] of the range
+    points: torch.Tensor  # (B, P + N, 3) metres, ego frame
+    cells: torch.Tensor  # (B, P + N, 1 + V, 2), see `MapLayout.cells`
+    denoising: Denoising | None
+
+    @property
+    def first(self) -> int:
+        """The place of the first matching query, P."""
+        return 0 if self.denoising is None else self.denoising.reference.shape[1]
+
+    @property
+    def self_mask(self) -> torch.Tensor | None:
+        """Who may attend to whom, (P + N, P + N) bool; None = everybody to everybody."""
+        return self.denoising.mask if self.first else None
+
+
+class CmtAqr(OperationModule):
     """Detects objects with cameras and LiDAR.
 
     Queries begin at learned places and gather what they need from the bird's-eye-view map and all camera maps at once.
     With AQR each query weighs the two modalities first: see `aqr` for the generations. Boxes, labels and points have no
     gradients; a part that is frozen keeps no activations for backward, for nothing before it takes gradients.
+    `DetectorConfig.build` puts the parts together; `backend` is that of all their operations.
 
     Args:
         img_backbone: gives the maps that `img_neck` takes.
         img_neck: its first level makes the camera maps.
         pts_voxel_encoder, pts_middle_encoder, pts_backbone, pts_neck: from points to a map, one after another.
         shared_conv: from that map to the BEV map of C channels.
-        query_embed: encodes the places of queries and tokens; its shapes are those of the maps.
+        query_embed: encodes the places of queries and tokens; its layout is that of the maps.
         transformer: the decoder.
         task_heads: from its states to boxes.
         queries: N, number of queries that are matched.
@@ -65,11 +153,11 @@ class CmtAqr(nn.Module):
         query_embed: CoordinateEncoding,
         transformer: QueryDecoder,
         task_heads: TaskHeads,
-        queries: int = 900,
-        generation: str = "v3",
+        queries: int,
+        generation: str,
         aqr_weight_generator: AQRWeightGenerator | None = None,
         attention_bias_generator: AttentionBiasGenerator | None = None,
-        denoising_groups: int = 10,
+        denoising_groups: int,
     ):
         super().__init__()
         if generation not in GENERATIONS:
@@ -84,13 +172,13 @@ class CmtAqr(nn.Module):
         self.img_backbone, self.img_neck = img_backbone, img_neck
         self.pts_voxel_encoder, self.pts_middle_encoder = pts_voxel_encoder, pts_middle_encoder
         self.pts_backbone, self.pts_neck, self.shared_conv = pts_backbone, pts_neck, shared_conv
-        self.query_embed = query_embed
+        self.query_embed, self.layout = query_embed, query_embed.layout
         self.reference_points = nn.Parameter(torch.rand(queries, 3))
         self.aqr_weight_generator, self.attention_bias_generator = generators
         self.transformer, self.task_heads = transformer, task_heads
 
     def forward(self, batch: DetectionInput) -> DetectorOutput:
-        """Boxes and labels are read in training only.
+        """Detects objects; boxes and labels are read in training only, for the losses.
 
         Raises:
             ValueError: a shape does not fit the rig or the maps that the network was made for.
@@ -101,72 +189,70 @@ class CmtAqr(nn.Module):
             bev = self.bev_map(batch.points)
         if len(bev) != len(images):
             raise ValueError(f"CmtAqr: batch has points of {len(bev)} samples and images of {len(images)}")
-        reference, denoising, padding = self._references(batch)
-        low, high = range_bounds("CmtAqr: point_range", self.query_embed.point_range, reference.device)
-        metres = low + (high - low) * reference
+        queries = self._queries(batch)
         with annotate("encodings"):
-            query_pos = self.query_embed.queries(metres, batch.image_T_ego)
+            query_pos = self.query_embed.queries(queries.points, batch.image_T_ego, queries.cells)
             memory_pos = self.query_embed.memory(batch.image_T_ego)
         with annotate("aqr"):
-            memory, routing, weights = self._route(query_pos, bev, images, metres, batch.image_T_ego, padding)
+            memory, routing, weights = self._route(queries, query_pos, bev, images)
         with annotate("query_decoder"):
-            mask = denoising.mask if padding else None
-            states = self.transformer(query_pos, memory, memory_pos, routing, mask)
+            states = self.transformer(query_pos, memory, memory_pos, routing, queries.self_mask)
         with annotate("task_heads"):
-            predictions = self.task_heads(states, reference, self.query_embed.point_range)
+            predictions = self.task_heads(states, queries.reference, self.layout.point_range)
         losses = {}
         if self.training:
             with annotate("detection_losses"):
-                losses = detection_losses(predictions, batch.boxes, batch.labels, denoising)
-        matching = Predictions(predictions.logits[:, :, padding:], predictions.boxes[:, :, padding:])
-        return DetectorOutput(matching, losses, weights, metres[:, padding:], self._figures(weights))
+                losses = detection_losses(predictions, batch.boxes, batch.labels, queries.denoising)
+        first = queries.first
+        matching = Predictions(predictions.logits[:, :, first:], predictions.boxes[:, :, first:])
+        return DetectorOutput(matching, losses, weights, queries.points[:, first:], self._figures(weights))
 
     def detect(self, batch: DetectionInput) -> list[Detections]:
-        """What is in each sample, see `decode`; for a network in evaluation."""
+        """Returns what is in each sample, see `decode`; for a network in evaluation."""
         return decode(self(batch).predictions)
 
     def camera_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, V, 3, H, W), normalised → (B, V, C, h, w), maps in channels_last memory format."""
+        """Turns images (B, V, 3, H, W), normalised, into maps (B, V, C, h, w) in channels_last memory format."""
         maps = self.img_backbone(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         maps = self.img_neck(maps)[0].unflatten(0, images.shape[:2])
-        if maps.shape[-2:] != self.query_embed.camera_shape:
+        if maps.shape[-2:] != self.layout.view_shape:
             got = f"images has shape {tuple(images.shape)}, which makes maps of {tuple(maps.shape[-2:])}"
-            raise ValueError(f"CmtAqr: {got}, needs {self.query_embed.camera_shape}")
+            raise ValueError(f"CmtAqr: {got}, needs {self.layout.view_shape}")
         return maps
 
     def bev_map(self, points: list[torch.Tensor]) -> torch.Tensor:
-        """For each sample (P, F), see `DetectionInput` → (B, C, H, W); a sample may have no point."""
-        sample = torch.cat([torch.full((len(own),), index, device=own.device) for index, own in enumerate(points)])
+        """Turns the points of each sample (P, F), see `DetectionInput`, into maps (B, C, H, W); there may be none."""
+        sample = torch.cat([torch.full((len(part),), index, device=part.device) for index, part in enumerate(points)])
         voxels = self.pts_voxel_encoder(torch.cat(points), sample, len(points))
         return self.shared_conv(self.pts_neck(self.pts_backbone(self.pts_middle_encoder(voxels))))
 
-    def _references(self, batch) -> tuple[torch.Tensor, Denoising | None, int]:
-        """Reference points (B, P + N, 3) in [0, 1] of the range; in training with those of P denoising queries."""
-        own = self.reference_points.expand(len(batch.images), -1, -1)
-        if not self.training:
-            return own, None, 0
-        settings = (len(self.reference_points), self.query_embed.point_range)
-        denoising = make_denoising(batch.boxes, batch.labels, *settings, groups=self.denoising_groups)
-        return torch.cat([denoising.reference, own], dim=1), denoising, denoising.reference.shape[1]
+    def _queries(self, batch: DetectionInput) -> _Queries:
+        """The matching queries, in training behind denoising ones that are drawn anew for every batch."""
+        reference, denoising = self.reference_points.expand(len(batch.images), -1, -1), None
+        if self.training:
+            count, point_range = len(self.reference_points), self.layout.point_range
+            denoising = make_denoising(batch.boxes, batch.labels, count, point_range, groups=self.denoising_groups)
+            reference = torch.cat([denoising.reference, reference], dim=1)
+        points = self.layout.metres(reference)
+        return _Queries(reference, points, self.layout.cells(points, batch.image_T_ego), denoising)
 
     def _route(
-        self, query_pos, bev, images, reference, image_T_ego, padding
+        self, queries: _Queries, query_pos: torch.Tensor, bev: torch.Tensor, images: torch.Tensor
     ) -> tuple[torch.Tensor, Routing | None, torch.Tensor | None]:
         """The decoder's memory (B, L, C), its routing, and the weights of the matching queries (B, N, 2)."""
         memory = torch.cat([bev.flatten(2).mT, images.flatten(3).mT.flatten(1, 2)], dim=1)
         if self.generation == "none":
             return memory, None, None
-        bias = self.attention_bias_generator
-        centers = bias.centers(reference, image_T_ego)
-        weights = self.aqr_weight_generator(query_pos, *gather_local(bev, images, centers)).float()
-        matching = weights[:, padding:]
+        local, seen = gather_local(bev, images, queries.cells, backend=self.backend)
+        weights = self.aqr_weight_generator(query_pos, local, seen).float()
+        matching, bias = weights[:, queries.first :], self.attention_bias_generator
         if self.generation == "v3":
-            return memory, bias(weights, centers), matching
-        rendered = render_weights(1 + bias.per_map(matching), centers[:, padding:], bias.maps)
+            return memory, bias(weights, queries.cells), matching
+        rendered = render_weights(1 + bias.per_map(matching), queries.cells[:, queries.first :], bias.maps)
         return modulate(memory, rendered, self.generation), None, matching
 
     def _figures(self, weights):
-        """The scale as it is learned, and the mean of |weight|, to see whether AQR is used at all."""
+        """The scale as it is learned and the mean |weight| of each modality: they show whether AQR is used at all."""
         if weights is None:
             return {}
         camera, lidar = weights.detach().abs().mean(dim=(0, 1))

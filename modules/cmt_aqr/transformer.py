@@ -9,13 +9,25 @@ from torch.utils.checkpoint import checkpoint
 
 from ...kernels import TokenMap, window_bias_attention
 from ...kernels.runtime.nvtx import annotate
+from ..operations import OperationModule
 
 MAX_BIAS = 5.0  # of any attention bias, both ways
 
 
+@dataclass
+class DecoderConfig:
+    """Settings of the decoder."""
+
+    layers: int = 6  # each with its own weights; the final norm is shared
+    heads: int = 8  # attention heads, of 16 to 128 channels each
+    feedforward: int = 1024  # hidden channels of the feed-forward networks
+    dropout: float = 0.1  # in training
+    checkpoint: bool = False  # keep only each layer's inputs for backward and compute the rest again; the same results
+
+
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """Where on each map, and how much, the queries' attention is drawn or turned away: see `window_bias_attention`.
+    """Says where on each map, and how much, the queries' attention is drawn or turned away (`window_bias_attention`).
 
     Args:
         maps: the maps in the order of the memory's tokens.
@@ -33,7 +45,7 @@ class Routing:
     max_scale: float = 5.0
 
     def attend(self, query, key, value, backend=None):
-        """`window_bias_attention` with this routing: (B, L, heads, dim) each → (B, N, heads, dim)."""
+        """Attends with this routing: query (B, N, heads, dim), key and value (B, L, heads, dim) → like query."""
         return window_bias_attention(
             query,
             key,
@@ -49,12 +61,12 @@ class Routing:
         )
 
 
-class Attention(nn.Module):
+class Attention(OperationModule):
     """Multi-head attention (Vaswani et al. 2017), plain or with routing."""
 
-    def __init__(self, channels: int, heads: int, backend: str | None = None):
+    def __init__(self, channels: int, heads: int):
         super().__init__()
-        self.heads, self.backend = heads, backend
+        self.heads = heads
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
@@ -69,7 +81,8 @@ class Attention(nn.Module):
         mask: torch.Tensor | None = None,
         routing: Routing | None = None,
     ) -> torch.Tensor:
-        """query (B, N, C), key and value (B, L, C) → (B, N, C). `mask` (N, L) bool, True = may attend, or a routing."""
+        """Attends: query (B, N, C), key and value (B, L, C) → (B, N, C); with a `mask` (N, L) bool, True = may attend,
+        with a routing, or with neither."""
         projected = self.query(query), self.key(key), self.value(value)
         query, key, value = (x.unflatten(-1, (self.heads, -1)) for x in projected)
         if routing is not None:
@@ -86,17 +99,21 @@ class DecoderLayer(nn.Module):
     Dropout is on what is added and inside the feed-forward network, not on the attention's probabilities.
     """
 
-    def __init__(self, channels: int, heads: int, feedforward: int, dropout: float, backend: str | None):
+    def __init__(self, channels: int, config: DecoderConfig):
         super().__init__()
-        self.self_attention = Attention(channels, heads)
-        self.cross_attention = Attention(channels, heads, backend)
+        self.self_attention = Attention(channels, config.heads)
+        self.cross_attention = Attention(channels, config.heads)
         self.feedforward = nn.Sequential(
-            nn.Linear(channels, feedforward), nn.ReLU(), nn.Dropout(dropout), nn.Linear(feedforward, channels)
+            nn.Linear(channels, config.feedforward),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.feedforward, channels),
         )
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, content, query_pos, key, value, self_mask, routing):
+        """Updates the content (B, N, C) of the queries; the other arguments as in `QueryDecoder.forward`."""
         with annotate("query_decoder.self_attention"):
             place = content + query_pos
             content = self.norms[0](content + self.dropout(self.self_attention(place, place, content, mask=self_mask)))
@@ -107,8 +124,8 @@ class DecoderLayer(nn.Module):
             return self.norms[2](content + self.dropout(self.feedforward(content)))
 
 
-class QueryDecoder(nn.Module):
-    """The decoder of CMT (Yan et al. 2023): queries that start empty and are filled from all maps at once.
+class QueryDecoder(OperationModule):
+    """The decoder of CMT (Yan et al. 2023), whose queries start empty and are filled from all maps at once.
 
     The cross-attention is `window_bias_attention` with a routing, scaled_dot_product_attention without. The latter's
     gradients on CUDA, those of the self-attention too, repeat bit for bit only under
@@ -116,37 +133,25 @@ class QueryDecoder(nn.Module):
 
     Args:
         channels: C of queries and tokens.
-        layers: number of layers, each with its own weights; the final norm is shared.
-        heads: attention heads, of 16 to 128 channels.
-        feedforward: hidden channels of the feed-forward networks.
-        dropout: in training.
-        checkpoint: keeps only each layer's inputs for backward and computes the rest again; the same results.
-        backend: backend of `window_bias_attention`.
+        config: see `DecoderConfig`; None = its defaults.
+        backend: of `window_bias_attention`.
     """
 
-    def __init__(
-        self,
-        channels: int = 256,
-        *,
-        layers: int = 6,
-        heads: int = 8,
-        feedforward: int = 1024,
-        dropout: float = 0.1,
-        checkpoint: bool = False,
-        backend: str | None = None,
-    ):
+    def __init__(self, channels: int, config: DecoderConfig | None = None, *, backend: str | None = None):
         super().__init__()
-        if channels % heads or not 16 <= channels // heads <= 128:
-            needed = f"a multiple of heads ({heads}) with 16 to 128 channels each"
+        config = config or DecoderConfig()
+        if channels % config.heads or not 16 <= channels // config.heads <= 128:
+            needed = f"a multiple of heads ({config.heads}) with 16 to 128 channels each"
             raise ValueError(f"QueryDecoder: channels is {channels}, needs {needed}")
-        if layers < 1:
-            raise ValueError(f"QueryDecoder: layers is {layers}, needs at least 1")
-        self.channels, self.checkpoint = channels, checkpoint
-        self.layers = nn.ModuleList(DecoderLayer(channels, heads, feedforward, dropout, backend) for _ in range(layers))
+        if config.layers < 1:
+            raise ValueError(f"QueryDecoder: layers is {config.layers}, needs at least 1")
+        self.channels, self.checkpoint = channels, config.checkpoint
+        self.layers = nn.ModuleList(DecoderLayer(channels, config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(channels)
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
+        self.backend = backend
 
     def forward(
         self,
@@ -156,7 +161,7 @@ class QueryDecoder(nn.Module):
         routing: Routing | None = None,
         self_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """All floating inputs get gradients, but the routing's centres.
+        """Fills the queries. All floating inputs get gradients, but the routing's centres.
 
         Args:
             query_pos: (B, N, C), added to the queries and keys of self-attention and to the queries of cross-attention.

@@ -3,37 +3,52 @@
 System A of the design documents up to the features. A driving head takes `CascadeOutput.features` from here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ...kernels.runtime.nvtx import annotate
-from ..backbones import ResNetFPN
-from ..camera_dropout import RandCamMask
+from ..backbones import PyramidConfig, ResNetFPN
+from ..camera_dropout import DropoutConfig, RandCamMask
+from ..operations import OperationModule
 from ..rig import RigFrame
-from .planning_guided import PlanningGuidedCompletion
-from .temporal import MotionCompensatedTemporalCompletion
-from .vae import PVReconVAE
+from ..window import RigWindow
+from .planning_guided import PlanningConfig, PlanningGuidedCompletion
+from .temporal import MotionCompensatedTemporalCompletion, TemporalConfig
+from .vae import PVReconVAE, VAEConfig
 
 
 @dataclass
-class RigWindow:
-    """A batch of consecutive moments, oldest first; the last is the present."""
+class CascadeConfig:
+    """Settings of the cascade."""
 
-    images: torch.Tensor  # (B, T, V, 3, H, W), normalised
-    frames: list[RigFrame]  # T of them
-    trajectory: torch.Tensor | None = None  # (B, F, 2) metres, the ego's future in the present ego frame
+    channels: int = 256  # of every scale
+    backbone: PyramidConfig = field(default_factory=PyramidConfig)
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    planning: PlanningConfig = field(default_factory=PlanningConfig)
 
-    def to(self, device: torch.device | str) -> "RigWindow":
-        """Images and trajectory to the device. Poses stay where they are: they are float64 and small."""
-        trajectory = None if self.trajectory is None else self.trajectory.to(device, non_blocking=True)
-        return RigWindow(self.images.to(device, non_blocking=True), self.frames, trajectory)
+    def build(self, backend: str | None = None) -> "CompletionCascade":
+        """Builds the cascade with the enabled stages; `backend` is that of the operations, see `rigfuse.kernels`."""
+        strides, channels, temporal, vae, planning = self.backbone.strides, self.channels, None, None, None
+        if self.temporal.enable:
+            temporal = MotionCompensatedTemporalCompletion(channels, self.temporal)
+        if self.vae.enable:
+            vae = PVReconVAE(len(strides), channels, self.vae)
+        if self.planning.enable:
+            planning = PlanningGuidedCompletion(strides, channels, self.planning)
+        backbone, dropout = ResNetFPN(self.backbone, channels), RandCamMask(self.dropout)
+        cascade = CompletionCascade(backbone, dropout, temporal, vae, planning)
+        cascade.backend = backend
+        return cascade.to(memory_format=torch.channels_last)  # that of the maps, and so of the weights' gradients
 
 
 @dataclass
 class CascadeOutput:
+    """What the cascade makes of the present moment of a window."""
+
     features: list[torch.Tensor]  # completed, for each scale (B, V, C, H, W)
     original: list[torch.Tensor]  # before completion
     missing: torch.Tensor  # (B, V) bool
@@ -42,8 +57,8 @@ class CascadeOutput:
     losses: dict[str, torch.Tensor]  # unweighted scalars: ssl, vae_rec, vae_kl, planning_guided
 
 
-class CompletionCascade(nn.Module):
-    """Completes the features of missing cameras; every stage is optional.
+class CompletionCascade(OperationModule):
+    """Completes the features of missing cameras; every stage is optional. `backend` is that of all their operations.
 
     The student sees the masked images and carries the gradients. The teacher is the same backbone on the full images,
     without gradients. With nothing but completion losses keep the backbone frozen: features that may move could agree
@@ -77,7 +92,7 @@ class CompletionCascade(nn.Module):
         self.trajectory_dropout = trajectory_dropout
 
     def extract(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """(B, V, 3, H, W) → for each stride (B, V, C, h, w), maps in channels_last memory format."""
+        """Turns images (B, V, 3, H, W) into maps (B, V, C, h, w) for each stride, in channels_last memory format."""
         maps = self.backbone(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return [x.contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2]) for x in maps]
 
@@ -129,7 +144,7 @@ class CompletionCascade(nn.Module):
         trajectory: torch.Tensor | None = None,
         teacher: list[torch.Tensor] | None = None,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None, dict[str, torch.Tensor]]:
-        """The three stages on features.
+        """Runs the three stages on features.
 
         Args:
             original: for each scale (B, V, C, H, W).
@@ -172,7 +187,7 @@ def consistency_losses(
     missing: torch.Tensor,
     importance: list[torch.Tensor] | None,
 ) -> dict[str, torch.Tensor]:
-    """How far the missing cameras' features are from the teacher's; zero (with gradient) when none is missing.
+    """Measures how far the missing cameras' features are from the teacher's; zero (with gradient) when none is missing.
 
     `ssl`: squared error relative to the teacher's mean square, plus one minus the cosine of each cell, mean over the
     scales. `planning_guided`: the same relative error weighted by the trajectory's importance; present with one.

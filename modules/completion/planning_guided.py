@@ -1,5 +1,8 @@
 """Stage 3: missing cameras borrow from present ones, with more care where the vehicle is about to drive."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -8,12 +11,24 @@ from ...kernels import gated_fusion, trajectory_importance
 from ...kernels.runtime.nvtx import annotate
 from ..attention import CameraAttention
 from ..maps import replace_maps
+from ..operations import OperationModule
 from ..rig import NUSCENES_CAMERAS, RigFrame
 from ..topology import Topology
 
 
+@dataclass
+class PlanningConfig:
+    """Settings of stage 3."""
+
+    enable: bool = True  # False leaves the stage out of the cascade
+    topology: Literal["global", "neighbours"] = "global"  # who may help whom
+    heads: int = 8  # of the attention
+    kv_downsample: int = 4  # side of the square of cells that is averaged into one key
+    sigma: float = 64.0  # width of the trajectory's importance, image pixels
+
+
 def project_trajectory(trajectory: torch.Tensor, frame: RigFrame, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """An ego trajectory on every camera's feature map.
+    """Projects an ego trajectory onto every camera's feature map.
 
     Args:
         trajectory: (B, T, 2) metres in the ego frame, on the ground (z = 0).
@@ -30,32 +45,33 @@ def project_trajectory(trajectory: torch.Tensor, frame: RigFrame, stride: int) -
     return ((pixels + 0.5) / stride - 0.5).float(), valid
 
 
-class CrossCameraAttention(nn.Module):
-    """Missing cameras attend to the present ones of the same moment: (B, V, C, H, W) → the missing maps.
+class CrossCameraAttention(OperationModule):
+    """Lets missing cameras attend to the present ones of the same moment.
 
     Args:
-        channels, cameras, heads, kv_downsample, backend: as in `MotionCompensatedTemporalCompletion`.
-        topology: who may help whom; a camera never attends to itself, since it is missing.
+        channels: C of the feature maps.
+        config: topology, heads and kv_downsample are read. A camera never attends to itself, since it is missing.
+        cameras: names of the V cameras in the order of the feature maps.
+        backend: of the operations.
     """
 
     def __init__(
         self,
-        channels: int = 256,
+        channels: int,
+        config: PlanningConfig,
         *,
         cameras: tuple[str, ...] = NUSCENES_CAMERAS,
-        topology: str | Topology = "global",
-        heads: int = 8,
-        kv_downsample: int = 4,
         backend: str | None = None,
     ):
         super().__init__()
-        self.kv_downsample = kv_downsample
-        self.attention = CameraAttention(channels, len(cameras), heads=heads, backend=backend)
-        topology = Topology.named(topology, cameras) if isinstance(topology, str) else topology
-        self._table = topology.table(cameras)
+        self.kv_downsample = config.kv_downsample
+        self.attention = CameraAttention(channels, len(cameras), heads=config.heads)
+        self._table = Topology.named(config.topology, cameras).table(cameras)
+        self.backend = backend
 
     def forward(self, features: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
-        """features (B, V, C, H, W), missing (B, V) bool → (Nq, C, H, W), rows in the order of `missing.nonzero()`."""
+        """Returns what the missing cameras borrow, (Nq, C, H, W), rows in the order of `missing.nonzero()`, for
+        features (B, V, C, H, W) and missing (B, V) bool."""
         cameras = features.shape[1]
         sample, camera = missing.nonzero().unbind(1)
         listed = self._table.to(missing.device)[camera]  # (Nq, K)
@@ -66,13 +82,29 @@ class CrossCameraAttention(nn.Module):
         return self.attention(features[sample, camera], camera, keys, key_camera, block_table)
 
 
-class ScaleCompletion(nn.Module):
-    """One scale: attention, a coarse network everywhere, a fine one on the trajectory, a gate."""
+class ScaleCompletion(OperationModule):
+    """Completes one scale: attention, then a coarse network everywhere and a fine one on the trajectory, then a gate.
 
-    def __init__(self, channels: int, stride: int, sigma: float, **attention):
+    Args:
+        channels: C of the feature maps.
+        stride: image pixels per cell.
+        config: see `PlanningConfig`.
+        cameras: names of the V cameras in the order of the feature maps.
+        backend: of the operations.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int,
+        config: PlanningConfig,
+        *,
+        cameras: tuple[str, ...] = NUSCENES_CAMERAS,
+        backend: str | None = None,
+    ):
         super().__init__()
-        self.stride, self.sigma, self.backend = stride, sigma, attention.get("backend")
-        self.attention = CrossCameraAttention(channels, **attention)
+        self.stride, self.sigma = stride, config.sigma / stride
+        self.attention = CrossCameraAttention(channels, config, cameras=cameras)
         self.coarse = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.GELU(), nn.Conv2d(channels, channels, 1))
         self.fine = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
@@ -84,15 +116,20 @@ class ScaleCompletion(nn.Module):
         for layer in (self.attention.attention.out, self.coarse[-1], self.fine[-1]):  # starts from what came in
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.backend = backend
 
-    def forward(self, features, missing, trajectory, frame):
+    def forward(
+        self, features: torch.Tensor, missing: torch.Tensor, trajectory: torch.Tensor | None, frame: RigFrame
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Completes the missing cameras' maps of features (B, V, C, H, W), missing (B, V) bool; returns them, and the
+        importance (B, V, H, W) of the trajectory (B, T, 2), metres, or None without one."""
         index = missing.nonzero().unbind(1)
         importance = self._importance(features, trajectory, frame)
         completed = replace_maps(features, index, lambda maps: self._complete(maps, features, missing, importance))
         return completed, importance
 
     def _importance(self, features, trajectory, frame):
-        """(B, V, H, W), or None without a trajectory."""
+        """The importance of the trajectory for each cell, (B, V, H, W), or None without one."""
         if trajectory is None:
             return None
         points, valid = (
@@ -112,7 +149,7 @@ class ScaleCompletion(nn.Module):
         return gated_fusion(original, coarse, gate_logits, fine=fine, importance=on_missing, backend=self.backend)
 
 
-class PlanningGuidedCompletion(nn.Module):
+class PlanningGuidedCompletion(OperationModule):
     """Completes every scale of missing cameras from present ones (design documents' `PlanningGuidedCompletion`).
 
     With a trajectory (training) cells near it take the fine network's proposal; without one (inference) only the coarse
@@ -121,15 +158,24 @@ class PlanningGuidedCompletion(nn.Module):
     Args:
         strides: of the scales.
         channels: C of every scale.
-        sigma: width of the trajectory's importance, image pixels.
-        attention: settings of `CrossCameraAttention`.
+        config: see `PlanningConfig`; None = its defaults.
+        cameras: names of the V cameras in the order of the feature maps.
+        backend: of the operations, see `rigfuse.kernels`; may be set later too.
     """
 
-    def __init__(self, strides: tuple[int, ...], channels: int = 256, *, sigma: float = 64.0, **attention):
+    def __init__(
+        self,
+        strides: tuple[int, ...],
+        channels: int,
+        config: PlanningConfig | None = None,
+        *,
+        cameras: tuple[str, ...] = NUSCENES_CAMERAS,
+        backend: str | None = None,
+    ):
         super().__init__()
-        self.scales = nn.ModuleList(
-            ScaleCompletion(channels, stride, sigma / stride, **attention) for stride in strides
-        )
+        config = config or PlanningConfig()
+        self.scales = nn.ModuleList(ScaleCompletion(channels, stride, config, cameras=cameras) for stride in strides)
+        self.backend = backend
 
     def forward(
         self,
@@ -138,9 +184,16 @@ class PlanningGuidedCompletion(nn.Module):
         frame: RigFrame,
         trajectory: torch.Tensor | None = None,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-        """features: for each scale (B, V, C, H, W); missing: (B, V) bool; trajectory: (B, T, 2) metres, ego frame.
+        """Completes the missing cameras' maps of every scale.
 
-        Returns the features, and the importance maps (B, V, H, W) of each scale or None without a trajectory.
+        Args:
+            features: for each scale (B, V, C, H, W); get gradients.
+            missing: (B, V) bool.
+            frame: the rig at this moment.
+            trajectory: (B, T, 2) metres in the ego frame; None = there is none.
+
+        Returns:
+            the features, and the importance maps (B, V, H, W) of each scale or None without a trajectory.
         """
         if not missing.any():
             return features, None

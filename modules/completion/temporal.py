@@ -4,24 +4,42 @@ Design documents' `MotionCompensatedTemporalCompletion` (V1, every camera attend
 its neighbours). They are one network: weights are interchangeable, only the topology differs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...kernels import cross_camera_attention, gated_fusion, multi_depth_warp
+from ...kernels import gated_fusion, multi_depth_warp
 from ...kernels.runtime.nvtx import annotate
 from ..attention import CameraAttention
 from ..history import HistoryFrame, HistoryQueue
 from ..maps import replace_maps
+from ..operations import OperationModule
 from ..rig import NUSCENES_CAMERAS, RigFrame, relative_projection
 from ..topology import Topology
 
 
+@dataclass
+class TemporalConfig:
+    """Settings of stage 1."""
+
+    enable: bool = True  # False leaves the stage out: the input returns and no history is kept
+    topology: Literal["global", "neighbours", "own"] = "global"  # whom a missing camera attends to: see Topology
+    heads: int = 8  # of the attention
+    depths: tuple[float, ...] = (10.0, 30.0)  # metres at which history is warped; each cell learns how much each counts
+    queue_length: int = 4  # moments of history
+    kv_downsample: int = 4  # side of the square of warped cells that is averaged into one key
+    stride: int = 32  # image pixels per feature cell
+    max_offset: float = 2.0  # bound of the learned refinement of the warp, cells
+    max_gap: float = 2.0  # seconds between moments after which a history is stale
+    history_dtype: Literal["float32", "float16", "bfloat16"] | None = None  # that history is stored in; None = as it is
+
+
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Who is completed and from what. Index tensors on the CPU; map index = sample · V + camera."""
+    """Says who is completed and from what. Index tensors on the CPU; map index = sample · V + camera."""
 
     queries: torch.Tensor  # (Nq, 2) sample and camera of each missing map that some key can help
     maps: list[torch.Tensor]  # for each history frame, the (Nt,) maps that are warped
@@ -49,7 +67,7 @@ def plan_attention(missing: torch.Tensor, frames: list[HistoryFrame], table: tor
     return AttentionPlan(queries[helped], maps, block_table[helped])
 
 
-class MotionCompensatedTemporalCompletion(nn.Module):
+class MotionCompensatedTemporalCompletion(OperationModule):
     """Completes the features of missing cameras from motion-compensated history (V1).
 
     Call it once per moment, in temporal order: it keeps the last `queue_length` moments of every sample (detached from
@@ -58,51 +76,36 @@ class MotionCompensatedTemporalCompletion(nn.Module):
 
     Args:
         channels: C of the feature maps.
+        config: see `TemporalConfig`; None = its defaults.
         cameras: names of the V cameras in the order of the feature maps.
-        topology: which cameras a missing one attends to: "global" (V1), "neighbours" (V2), "own", or any `Topology`.
-        heads: attention heads.
-        depths: hypotheses at which the history is warped, metres; how much each counts is learned for every cell.
-        queue_length: moments of history.
-        kv_downsample: side of the square of warped cells that is averaged into one key.
-        stride: image pixels per feature cell.
-        max_offset: bound of the learned refinement of the warp, in cells.
-        enable: False returns the input and keeps no history.
-        max_gap: seconds between moments after which a history is stale.
-        history_dtype: dtype the history is stored in, e.g. torch.bfloat16; None = the features'.
-        backend: backend of the operations, see `rigfuse.kernels`.
+        topology: which cameras a missing one attends to, for other rigs than those that `config.topology` can name.
+        backend: of the operations, see `rigfuse.kernels`; may be set later too.
     """
 
     def __init__(
         self,
-        channels: int = 256,
+        channels: int,
+        config: TemporalConfig | None = None,
         *,
         cameras: tuple[str, ...] = NUSCENES_CAMERAS,
-        topology: str | Topology = "global",
-        heads: int = 8,
-        depths: tuple[float, ...] = (10.0, 30.0),
-        queue_length: int = 4,
-        kv_downsample: int = 4,
-        stride: int = 32,
-        max_offset: float = 2.0,
-        enable: bool = True,
-        max_gap: float = 2.0,
-        history_dtype: torch.dtype | None = None,
+        topology: Topology | None = None,
         backend: str | None = None,
     ):
         super().__init__()
-        if kv_downsample < 1:
-            raise ValueError(f"kv_downsample is {kv_downsample}, needs at least 1")
-        self.cameras, self.channels = tuple(cameras), channels
-        self.kv_downsample, self.stride, self.max_offset = kv_downsample, stride, max_offset
-        self.enable, self.backend = enable, backend
-        self.topology = Topology.named(topology, self.cameras) if isinstance(topology, str) else topology
-        self.history = HistoryQueue(queue_length, dtype=history_dtype, max_gap=max_gap)
-        self.register_buffer("depths", torch.tensor(depths, dtype=torch.float32), persistent=False)
+        config = config or TemporalConfig()
+        if config.kv_downsample < 1:
+            raise ValueError(f"kv_downsample is {config.kv_downsample}, needs at least 1")
+        self.cameras, self.channels, self.enable = tuple(cameras), channels, config.enable
+        self.kv_downsample, self.stride, self.max_offset = config.kv_downsample, config.stride, config.max_offset
+        self.topology = topology or Topology.named(config.topology, self.cameras)
+        dtype = getattr(torch, config.history_dtype) if config.history_dtype else None
+        self.history = HistoryQueue(config.queue_length, dtype=dtype, max_gap=config.max_gap)
+        self.register_buffer("depths", torch.tensor(config.depths, dtype=torch.float32), persistent=False)
         self._table = self.topology.table(self.cameras)
 
-        self.attention = CameraAttention(channels, len(self.cameras), heads=heads, backend=backend)
+        self.attention = CameraAttention(channels, len(self.cameras), heads=config.heads)
         self.offset = nn.Conv2d(channels, 2, 3, padding=1)
-        self.depth = nn.Conv2d(channels, len(depths), 3, padding=1)
+        self.depth = nn.Conv2d(channels, len(config.depths), 3, padding=1)
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
             nn.GroupNorm(1, channels),
@@ -118,8 +121,10 @@ class MotionCompensatedTemporalCompletion(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         nn.init.constant_(self.gate[-1].bias, 3.0)
+        self.backend = backend
 
     def reset_history(self) -> None:
+        """Forgets the history of every sample."""
         self.history.clear()
 
     def forward(self, features: torch.Tensor, missing: torch.Tensor, frame: RigFrame) -> torch.Tensor:
@@ -139,7 +144,8 @@ class MotionCompensatedTemporalCompletion(nn.Module):
     def complete(
         self, features: torch.Tensor, missing: torch.Tensor, frame: RigFrame
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`forward`, and which cameras were completed, (B, V) bool: the missing ones that some history could help."""
+        """Does what `forward` does, and also says which cameras were completed, (B, V) bool: the missing ones that some
+        history could help."""
         helped = torch.zeros_like(missing)
         if not self.enable:
             return features, helped
@@ -166,64 +172,41 @@ class MotionCompensatedTemporalCompletion(nn.Module):
                 raise ValueError(f"{name} has shape {tuple(shape)}, needs (B, V) = {tuple(features.shape[:2])}")
 
     def _complete(self, original, camera, frame, plan):
-        """The maps (Nq, C, H, W) of the missing cameras (Nq,), completed."""
+        """original (Nq, C, H, W), the maps of the missing cameras (Nq,) → the same, completed."""
         with annotate("temporal_completion.warp"):
-            keys, key_camera, key_age, key_mask, remembered = self._keys(frame, plan)
+            keys = self._warped_keys(frame, plan)
         with annotate("temporal_completion.attend"):
-            attended = remembered + self.attention(
-                original + remembered,
+            attended = keys.own_past + self.attention(
+                original + keys.own_past,
                 camera,
-                keys,
-                key_camera,
+                keys.maps,
+                keys.camera,
                 plan.block_table.to(original.device),
-                key_age=key_age,
-                key_mask=key_mask,
-                operation=self._attend,
+                key_age=keys.age,
+                key_mask=keys.covered,
             )
         with annotate("temporal_completion.fuse"):
             completed = attended + self.decoder(attended)
             gate_logits = self.gate(torch.cat([original, completed], dim=1))
-            return self._fuse(original, completed, gate_logits)
+            return gated_fusion(original, completed, gate_logits, backend=self.backend)
 
-    def _keys(self, frame, plan):
-        """The pooled maps (S, C, h, w) of every warped camera frame, S = Σ Nt, their camera (S,), their age (S,) in
-        seconds, where the warp found anything, (S, h·w) bool, and what the missing cameras last saw (Nq, C, H, W)."""
-        keys, cameras, ages, masks, own = [], [], [], [], []
-        for past, maps in zip(self.history.frames, plan.maps):
-            warped, coverage = self._warp_frame(past, maps, frame)
-            keys.append(self._pool(warped))
-            masks.append(self._pool(coverage[:, None]).flatten(1) > 0)
-            cameras.append(maps % len(self.cameras))
-            ages.append((frame.timestamp - past.frame.timestamp)[maps // len(self.cameras)])
-            own.append(self._own(warped, coverage, maps, plan.queries))
-        keys = torch.cat(keys)
-        device = keys.device
-        return keys, torch.cat(cameras).to(device), torch.cat(ages).to(device), torch.cat(masks), self._newest(own)
+    def _warped_keys(self, frame, plan):
+        """Warps what the plan lists, each history frame in one call, the newest first."""
+        maps, camera, age, covered, own_past = [], [], [], [], _OwnPast(plan.queries, len(self.cameras))
+        for past, listed in zip(self.history.frames, plan.maps):
+            warped, coverage = self._warp(past, listed, frame)
+            maps.append(self._pool(warped))
+            covered.append(self._pool(coverage[:, None]).flatten(1) > 0)
+            camera.append(listed % len(self.cameras))
+            age.append((frame.timestamp - past.frame.timestamp)[listed // len(self.cameras)])
+            own_past.take(warped, coverage, listed)
+        maps = torch.cat(maps)
+        camera, age = (torch.cat(parts).to(maps.device) for parts in (camera, age))
+        return _WarpedKeys(maps, camera, age, torch.cat(covered), own_past.maps)
 
-    def _own(self, warped, coverage, maps, queries):
-        """Which missing cameras (Nq,) have their own map among `maps`, and these maps where the warp found any."""
-        index = queries[:, 0] * len(self.cameras) + queries[:, 1]
-        place = torch.searchsorted(maps, index).clamp(max=max(len(maps) - 1, 0))
-        there = maps[place] == index if len(maps) else torch.zeros(len(index), dtype=torch.bool)
-        rows = place[there].to(warped.device)
-        return there, warped[rows] / coverage[rows, None].clamp(min=1e-3)
-
-    def _newest(self, own):
-        """Each missing camera's newest map, zeros for one without: (Nq, C, H, W). `own` is newest first."""
-        newest = found = None
-        for there, maps in own:
-            if newest is None:
-                newest = maps.new_zeros(len(there), *maps.shape[1:])
-                found = torch.zeros_like(there)
-            fresh = there & ~found
-            if fresh.any():
-                newest = newest.index_put((fresh.nonzero()[:, 0].to(maps.device),), maps[fresh[there].to(maps.device)])
-            found |= there
-        return newest
-
-    def _warp_frame(self, past, maps, frame):
-        """The listed maps of a history frame as their cameras would see them now: (Nt, C, H, W) and coverage."""
-        sample, camera = maps // len(self.cameras), maps % len(self.cameras)
+    def _warp(self, past, listed, frame):
+        """The listed maps (Nt,) of a history frame as their cameras would see them now: (Nt, C, H, W) and coverage."""
+        sample, camera = listed // len(self.cameras), listed % len(self.cameras)
         past_T_now = torch.linalg.solve(past.frame.world_T_ego[sample], frame.world_T_ego[sample])
         projection = relative_projection(
             frame.image_T_ego[sample, camera],
@@ -231,31 +214,67 @@ class MotionCompensatedTemporalCompletion(nn.Module):
             past_T_now,
             stride=self.stride,
         )
-        features = past.features.flatten(0, 1)[maps.to(past.features.device)]
+        features = past.features.flatten(0, 1)[listed.to(past.features.device)]
         maps = features.to(self.offset.weight.dtype)
         offsets = self.max_offset * torch.tanh(self.offset(maps).float())  # (Nt, 2, H, W), (x, y)
         weights = self.depth(maps).float().softmax(dim=1)  # (Nt, D, H, W)
-        return self._warp(features, projection.to(features.device), offsets.movedim(1, -1)[:, None], weights)
+        return multi_depth_warp(
+            features,
+            projection.to(features.device),
+            self.depths,
+            weights=weights,
+            offsets=offsets.movedim(1, -1)[:, None],
+            backend=self.backend,
+        )
 
     def _pool(self, maps):
         return F.avg_pool2d(maps, self.kv_downsample, ceil_mode=True, count_include_pad=False)
 
-    # The three places where the work is, overridden by the benchmark's baselines.
 
-    def _warp(self, features, projection, offsets, weights):
-        return multi_depth_warp(
-            features, projection, self.depths, weights=weights, offsets=offsets, backend=self.backend
-        )
+@dataclass(frozen=True, eq=False)
+class _WarpedKeys:
+    """What the missing cameras attend to: S maps, those of all history frames one after another."""
 
-    def _attend(self, query, key, value, block_table, key_mask):
-        return cross_camera_attention(query, key, value, block_table, key_mask=key_mask, backend=self.backend)
+    maps: torch.Tensor  # (S, C, h, w), pooled
+    camera: torch.Tensor  # (S,) int
+    age: torch.Tensor  # (S,) seconds
+    covered: torch.Tensor  # (S, h·w) bool, where the warp found anything
+    own_past: torch.Tensor  # (Nq, C, H, W), what each missing camera saw last, warped; zeros where that is nothing
 
-    def _fuse(self, original, completed, gate_logits):
-        return gated_fusion(original, completed, gate_logits, backend=self.backend)
+
+class _OwnPast:
+    """Collects each missing camera's newest map from warped history frames that come newest first.
+
+    Args:
+        queries: (Nq, 2) sample and camera of each missing map.
+        cameras: V.
+    """
+
+    def __init__(self, queries: torch.Tensor, cameras: int):
+        self._wanted = queries[:, 0] * cameras + queries[:, 1]
+        self._found = torch.zeros(len(queries), dtype=torch.bool)
+        self.maps = None
+
+    def take(self, warped: torch.Tensor, coverage: torch.Tensor, listed: torch.Tensor) -> None:
+        """Takes the maps of cameras of which no newer one came before: warped (Nt, C, H, W) and coverage (Nt, H, W) of
+        the maps `listed` (Nt,), ascending."""
+        if self.maps is None:
+            dtype = torch.promote_types(warped.dtype, coverage.dtype)
+            self.maps = warped.new_zeros(len(self._wanted), *warped.shape[1:], dtype=dtype)
+        row = torch.searchsorted(listed, self._wanted).clamp(max=max(len(listed) - 1, 0))
+        fresh = ~self._found & torch.isin(self._wanted, listed)
+        if fresh.any():
+            query, row = fresh.nonzero()[:, 0].to(warped.device), row[fresh].to(warped.device)
+            newest = warped[row] / coverage[row, None].clamp(min=1e-3)
+            self.maps = self.maps.index_put((query,), newest)
+        self._found |= fresh
 
 
 class MotionCompensatedTemporalCompletionV2(MotionCompensatedTemporalCompletion):
-    """V2: a missing camera attends to its own past and its two neighbours'. Half the keys, half the warps."""
+    """V2: a missing camera attends to its own past and its two neighbours'. Half the keys, half the warps.
 
-    def __init__(self, channels: int = 256, *, topology: str | Topology = "neighbours", **settings):
-        super().__init__(channels, topology=topology, **settings)
+    The same network as V1, with `config.topology` "neighbours" whatever it says.
+    """
+
+    def __init__(self, channels: int, config: TemporalConfig | None = None, **settings):
+        super().__init__(channels, replace(config or TemporalConfig(), topology="neighbours"), **settings)

@@ -1,8 +1,18 @@
 """Stage 2: a variational autoencoder of each scale's features, the fallback where there is no history."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+@dataclass
+class VAEConfig:
+    """Settings of stage 2."""
+
+    enable: bool = True  # False leaves the stage out of the cascade
+    latent: int = 64  # channels of the latent maps
 
 
 class ScaleVAE(nn.Module):
@@ -23,7 +33,7 @@ class ScaleVAE(nn.Module):
         )
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(N, C, H, W) → reconstruction (N, C, H, W), mu and logvar (N, latent, ⌈H/4⌉, ⌈W/4⌉)."""
+        """Reconstructs maps (N, C, H, W); returns them, mu and logvar (N, latent, ⌈H/4⌉, ⌈W/4⌉)."""
         mu, logvar = self.encoder(features).chunk(2, dim=1)
         z = mu
         if self.training:
@@ -38,11 +48,12 @@ class PVReconVAE(nn.Module):
     Args:
         scales: number of scales.
         channels: C of every scale.
-        latent: channels of z.
+        config: see `VAEConfig`; None = its defaults.
     """
 
-    def __init__(self, scales: int, channels: int = 256, latent: int = 64):
+    def __init__(self, scales: int, channels: int, config: VAEConfig | None = None):
         super().__init__()
+        latent = (config or VAEConfig()).latent
         self.scales = nn.ModuleList(ScaleVAE(channels, latent) for _ in range(scales))
 
     def forward(

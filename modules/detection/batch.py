@@ -7,7 +7,8 @@ import torch
 
 @dataclass
 class DetectionInput:
-    """A batch of key frames. "Ego" is the reference ego frame, in training after the augmentation in bird's-eye view.
+    """A batch of key frames, as a detector takes it. "Ego" is the reference ego frame, in training after the
+    augmentation in bird's-eye view.
 
     Images, points, boxes and labels are on one device; the projections stay on the CPU.
     """

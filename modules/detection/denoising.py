@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..cmt_aqr.head import check_ground_truth, range_bounds
+from ..maps_layout import range_bounds
+from .boxes import check_ground_truth
 
 BACKGROUND = -1
 
@@ -78,7 +79,7 @@ def make_denoising(
 
 
 def _turn(offset, yaw):
-    """(…, 3) along the box's axes → along the ego's."""
+    """Turns an offset (…, 3) along the box's axes into one along the ego's."""
     (x, y, z), sin, cos = offset.unbind(-1), yaw.sin(), yaw.cos()
     return torch.stack([cos * x - sin * y, sin * x + cos * y, z], dim=-1)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from ...kernels.runtime.checks import Shapes, check_indices, check_same_device
-from ..cmt_aqr.head import Predictions, check_ground_truth, encode_boxes
+from .boxes import Predictions, check_ground_truth, encode_boxes
 from .denoising import BACKGROUND, Denoising
 
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)  # of the ten numbers of an encoded box
@@ -18,7 +18,7 @@ _LARGEST_COST, _IMPOSSIBLE = 1e5, 1e9  # a pair that is impossible loses to any 
 
 
 def focal_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Sigmoid focal loss (Lin et al. 2017), α = 0.25, γ = 2, of each element; exact for logits of any size.
+    """Computes the sigmoid focal loss (Lin et al. 2017) of each element, α = 0.25, γ = 2; exact for any logits.
 
     logits: floating, get gradients. target: bool, of a shape that broadcasts with it.
     """
@@ -29,7 +29,7 @@ def focal_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def match(
     logits: torch.Tensor, boxes: torch.Tensor, gt_boxes: torch.Tensor, gt_labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The assignment of ground truth to queries with the least total cost (Carion et al. 2020); no gradients.
+    """Assigns ground truth to queries with the least total cost (Carion et al. 2020); no gradients.
 
     A pair costs 2.0 × what it adds to the classification loss + 0.25 × its box loss (see `detection_losses`). A pair
     whose cost is not finite is never matched; then, or with fewer queries than boxes, some boxes stay without a query.
@@ -58,7 +58,7 @@ def detection_losses(
     labels: Sequence[torch.Tensor],
     denoising: Denoising | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Losses of all decoder layers (Yan et al. 2023), each layer matched on its own.
+    """Computes the losses of all decoder layers (Yan et al. 2023), each layer matched on its own.
 
     `cls`: focal loss over all matching queries and classes; unmatched queries are background. `box`: L1 between the
     encoded boxes of matched pairs, weighted by CODE_WEIGHTS; an unknown velocity (NaN) contributes nothing. Both are
@@ -100,7 +100,7 @@ def detection_losses(
 
 
 def _focal(wrong, alpha):
-    """`wrong`: the logit of the wrong answer."""
+    """The focal loss of an element whose wrong answer has the logit `wrong`, times α."""
     return alpha * wrong.sigmoid().square() * F.softplus(wrong)
 
 
@@ -109,20 +109,20 @@ def _one_hot(labels, classes):
 
 
 def _box_error(predicted, target):
-    """(…, 10) and (…, 10) → (…) weighted L1 distance; a velocity that is not known does not count."""
+    """The weighted L1 distance (…) of encoded boxes (…, 10) each; a velocity that is not known does not count."""
     known = target.isfinite() | (torch.arange(10, device=target.device) < _VELOCITY)
     return (torch.where(known, predicted - target, 0).abs() * predicted.new_tensor(CODE_WEIGHTS)).sum(dim=-1)
 
 
 def _costs(logits, boxes, targets, labels):
-    """(…, N, classes), (…, N, 10), (G, 10) encoded, (G,) → (…, N, G)."""
+    """The cost (…, N, G) of every pair: logits (…, N, classes), boxes (…, N, 10), targets (G, 10) and labels (G,)."""
     logits = logits.index_select(-1, labels)
     classification = _focal(-logits, 0.25) - _focal(logits, 0.75)
     return _CLASS_COST * classification + _BOX_COST * _box_error(boxes[..., None, :], targets)
 
 
 def _assign(cost):
-    """(N, G) → indices of queries and of ground truth on the CPU."""
+    """The pairs of the least total cost (N, G): indices of queries and of ground truth on the CPU."""
     cost = cost.double().cpu().numpy()
     possible = np.isfinite(cost)
     query, gt = linear_sum_assignment(np.where(possible, cost.clip(-_LARGEST_COST, _LARGEST_COST), _IMPOSSIBLE))
@@ -132,7 +132,8 @@ def _assign(cost):
 
 @torch.no_grad()
 def _matched_targets(logits, predicted, boxes, labels):
-    """(layers, B, N, 10) encoded boxes and (layers, B, N) labels of the queries; zeros, BACKGROUND where unmatched."""
+    """What each query is to become: encoded boxes (layers, B, N, 10) and labels (layers, B, N); zeros and BACKGROUND
+    where it is unmatched."""
     rows = torch.full(logits.shape[:3], -1)  # into all ground truth of the batch; −1, the last row, is background
     targets = [encode_boxes(box) for box in boxes]
     first = 0

@@ -1,137 +1,61 @@
-"""The LiDAR branch: points to voxels to a bird's-eye-view map (VoxelNet, Zhou & Tuzel 2018; SECOND, Yan et al. 2018).
+"""The LiDAR branch from voxels to a bird's-eye-view (BEV) map (SECOND, Yan et al. 2018).
 
 Defaults are the `voxel0100` configuration of CMT (Yan et al. 2023): 1024 × 1024 × 40 voxels of 0.1 × 0.1 × 0.2 m.
-Deterministic: sorts, segments and gathers, no atomic additions. The 2-D convolutions are PyTorch's own.
+The sparse part is deterministic; the 2-D convolutions are PyTorch's own.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from ...kernels.runtime.checks import Shapes, check_dtype, check_same_device
-from .sparse import RowBatchNorm, SparseBasicBlock, SparseConv3d, SparseConvBlock, SparseTensor, SubmanifoldConv3d
-
-POINT_RANGE = (-51.2, -51.2, -3.0, 51.2, 51.2, 5.0)  # x, y, z from; x, y, z to; metres, ego frame
-VOXEL_SIZE = (0.1, 0.1, 0.2)  # x, y, z, metres
+from .sparse import SparseBasicBlock, SparseConv3d, SparseConvBlock, SparseTensor, SubmanifoldConv3d
+from .voxels import VoxelEncoder, grid_shape
 
 
-class Voxels(NamedTuple):
-    """Points of a batch, voxel after voxel.
+@dataclass
+class LidarConfig:
+    """Settings of the LiDAR branch."""
 
-    points: (P', F), those inside the range, sorted by voxel, in their given order within one.
-    coordinates: (N, 4) int64: sample, z, y, x of each voxel that has a point, ascending.
-    lengths: (N,) int64, how many points each has; they add up to P'.
-    """
+    voxel_size: tuple[float, float, float] = (0.1, 0.1, 0.2)  # x, y, z, metres
+    channels: tuple[int, ...] = (16, 32, 64, 128)  # of the middle encoder's stages, each half the size of the last
+    blocks: int = 2  # in each of them
+    second: tuple[int, int] = (128, 256)  # channels of SECOND's stages
+    layers: int = 5  # convolutions in each of them after the first
+    frozen_stages: int = 3  # of SECOND; more than there are = all, −1 = none
+    norm_eval: bool = True  # batch norms of SECOND and of its neck keep their statistics in training too
 
-    points: torch.Tensor
-    coordinates: torch.Tensor
-    lengths: torch.Tensor
+    def build(self, point_range: tuple[float, ...], channels: int) -> "LidarBranch":
+        """Builds the branch for points in this range (metres); its map has 2 · `channels` channels."""
+        voxel_encoder = VoxelEncoder(point_range, self.voxel_size)
+        voxels = voxel_encoder.linear.out_features, voxel_encoder.spatial_shape
+        middle_encoder = SparseMiddleEncoder(*voxels, self.channels, self.blocks)
+        norms = dict(norm_eval=self.norm_eval)
+        layers = (self.layers,) * len(self.second)
+        backbone = SECOND(middle_encoder.out_channels, self.second, layers, frozen_stages=self.frozen_stages, **norms)
+        return LidarBranch(
+            voxel_encoder, middle_encoder, backbone, SECONDNeck(self.second, (channels, channels), **norms)
+        )
 
-
-def grid_shape(point_range: tuple[float, ...], voxel_size: tuple[float, ...]) -> tuple[int, int, int]:
-    """(Z, Y, X): voxels of `voxel_size` (x, y, z) in `point_range`; ValueError where they do not fill it exactly."""
-    if len(point_range) != 6 or len(voxel_size) != 3 or not min(voxel_size) > 0:
-        got = f"point_range is {point_range} and voxel_size {voxel_size}"
-        raise ValueError(f"grid_shape: {got}, needs six limits and three sizes above 0")
-    sizes = [(high - low) / size for low, high, size in zip(point_range[:3], point_range[3:], voxel_size)]
-    if not all(size > 0.5 and abs(size - round(size)) < 1e-3 for size in sizes):
-        raise ValueError(f"grid_shape: point_range {point_range} holds {sizes} voxels, needs whole numbers above 0")
-    return tuple(round(size) for size in reversed(sizes))
-
-
-def voxelize(
-    points: torch.Tensor,
-    sample: torch.Tensor,
-    batch_size: int,
-    point_range: tuple[float, ...] = POINT_RANGE,
-    voxel_size: tuple[float, ...] = VOXEL_SIZE,
-) -> Voxels:
-    """Sorts points into voxels; points outside the range or with a value that is not finite are dropped.
-
-    Args:
-        points: (P, F ≥ 3) float32 or float64: x, y, z in metres (ego frame), then any other features.
-        sample: (P,) int64, which sample of the batch each point belongs to.
-        batch_size: number of samples.
-        point_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres; a minimum is inside, a maximum outside.
-        voxel_size: (x, y, z), metres; divides the range into whole voxels.
-
-    Raises:
-        ValueError: a shape or a device does not fit, `sample` is outside the batch, or the range is not whole voxels.
-        TypeError: a dtype does not fit.
-    """
-    shape = grid_shape(point_range, voxel_size)
-    shapes = Shapes("voxelize")
-    if shapes.bind("points", points, "P", "F")[1] < 3:
-        raise ValueError(f"voxelize: points has shape {tuple(points.shape)}, needs (P, F) with F ≥ 3")
-    shapes.bind("sample", sample, "P")
-    check_dtype("voxelize", "points", points, (torch.float32, torch.float64))
-    check_dtype("voxelize", "sample", sample, (torch.int64,))
-    check_same_device("voxelize", "points", points, sample=sample)
-    if not ((sample >= 0) & (sample < batch_size)).all():
-        low, high = (int(value) for value in sample.aminmax())
-        raise ValueError(f"voxelize: sample has values from {low} to {high}, needs 0 to {batch_size - 1}")
-    # Compared before they are integers: what is not finite compares False, what is huge would wrap round.
-    cells = ((points[:, :3] - points.new_tensor(point_range[:3])) / points.new_tensor(voxel_size)).floor()
-    inside = ((cells >= 0) & (cells < points.new_tensor(shape[::-1]))).all(1) & points.isfinite().all(1)
-    points, (x, y, z) = points[inside], cells[inside].long().unbind(1)
-    keys = ((sample[inside] * shape[0] + z) * shape[1] + y) * shape[2] + x
-    keys, order = keys.sort(stable=True)
-    keys, lengths = torch.unique_consecutive(keys, return_counts=True)
-    return Voxels(points[order], torch.stack(torch.unravel_index(keys, (batch_size, *shape)), 1), lengths)
+    def bev_shape(self, point_range: tuple[float, ...]) -> tuple[int, int]:
+        """(H, W) of the map for points in this range."""
+        halved = 2 ** (len(self.channels) - 1)  # between the middle encoder's stages
+        _, height, width = grid_shape(point_range, self.voxel_size)
+        return -(-height // halved), -(-width // halved)
 
 
-class VoxelEncoder(nn.Module):
-    """Features of voxels from their points (dynamic voxel feature encoding, Zhou et al. 2019, one layer).
+class LidarBranch(NamedTuple):
+    """The parts from points to a map, in the order in which they follow one another."""
 
-    A point's own features, its offset from the mean of its voxel's points and its offset from the voxel's centre pass a
-    linear layer, batch norm and ReLU; the voxel takes the maximum over its points.
-
-    Args:
-        point_features: F of a point: x, y, z, intensity, seconds before the key frame.
-        channels: C of a voxel.
-        point_range, voxel_size: as in `voxelize`.
-    """
-
-    def __init__(
-        self,
-        point_features: int = 5,
-        channels: int = 16,
-        *,
-        point_range: tuple[float, ...] = POINT_RANGE,
-        voxel_size: tuple[float, ...] = VOXEL_SIZE,
-    ):
-        super().__init__()
-        self.spatial_shape = grid_shape(point_range, voxel_size)
-        self.point_features, self.point_range, self.voxel_size = point_features, tuple(point_range), tuple(voxel_size)
-        self.linear = nn.Linear(point_features + 6, channels, bias=False)
-        self.norm = RowBatchNorm(channels)
-
-    def forward(self, points: torch.Tensor, sample: torch.Tensor, batch_size: int) -> SparseTensor:
-        """points (P, point_features) float32, sample (P,) int64 → (N, channels) on the voxels that have a point.
-
-        P may be 0. Points get no gradient. Errors as in `voxelize`.
-        """
-        Shapes("VoxelEncoder", point_features=self.point_features).bind("points", points, "P", "point_features")
-        voxels = voxelize(points.detach(), sample, batch_size, self.point_range, self.voxel_size)
-        rows = F.relu(self.norm(self.linear(self._describe(voxels))))
-        features = torch.segment_reduce(rows, "max", lengths=voxels.lengths, unsafe=True)  # of lengths that are right
-        return SparseTensor(features, voxels.coordinates, self.spatial_shape, batch_size)
-
-    def _describe(self, voxels):
-        """(P', point_features + 6)"""
-        points, coordinates, lengths = voxels
-        place = points[:, :3]
-        size, low = place.new_tensor(self.voxel_size), place.new_tensor(self.point_range[:3])
-        mean = torch.segment_reduce(place, "mean", lengths=lengths, unsafe=True)
-        center = (coordinates[:, [3, 2, 1]] + 0.5) * size + low
-        mean, center = torch.cat([mean, center], 1).repeat_interleave(lengths, 0, output_size=len(points)).split(3, 1)
-        return torch.cat([points, place - mean, place - center], 1)
+    voxel_encoder: VoxelEncoder
+    middle_encoder: "SparseMiddleEncoder"
+    backbone: "SECOND"
+    neck: "SECONDNeck"
 
 
 class SparseMiddleEncoder(nn.Module):
-    """Voxels to a bird's-eye-view map: sparse convolutions that halve (z, y, x), then z into channels (SECOND).
+    """Turns voxels into a BEV map: sparse convolutions that halve (z, y, x), then z becomes channels (SECOND).
 
     A submanifold stem, then stages of basic blocks with a stride-2 convolution between them; a last convolution along z
     (kernel 3 or what is left, stride 2) and the rest of z becomes channels, as CMT's middle encoder.
@@ -142,17 +66,10 @@ class SparseMiddleEncoder(nn.Module):
         channels: of the stages.
         blocks: basic blocks in each stage.
 
-    `out_channels` says how many channels the map has: channels[-1] times what is left of z, 256 by default.
+    `out_channels` says how many channels the map has: channels[-1] times what is left of z.
     """
 
-    def __init__(
-        self,
-        in_channels: int = 16,
-        spatial_shape: tuple[int, int, int] = (40, 1024, 1024),
-        *,
-        channels: tuple[int, ...] = (16, 32, 64, 128),
-        blocks: int = 2,
-    ):
+    def __init__(self, in_channels: int, spatial_shape: tuple[int, int, int], channels: tuple[int, ...], blocks: int):
         super().__init__()
         self.spatial_shape = tuple(spatial_shape)
         self.stem = SparseConvBlock(SubmanifoldConv3d(in_channels, channels[0]))
@@ -169,7 +86,8 @@ class SparseMiddleEncoder(nn.Module):
         self.out_channels = channels[-1] * conv.output_shape(shape)[0]
 
     def forward(self, voxels: SparseTensor) -> torch.Tensor:
-        """(N, in_channels) on `spatial_shape` → (B, out_channels, ⌈Y/8⌉, ⌈X/8⌉) with four stages, row = y, column = x.
+        """Turns features (N, in_channels) on `spatial_shape` into a map (B, out_channels, ⌈Y/8⌉, ⌈X/8⌉), where it has
+        four stages: row = y, column = x.
 
         Zero where no voxel reaches. Channel c of height z is channel c · Z' + z. Gradients: features, parameters.
         """
@@ -188,16 +106,16 @@ class SECOND(nn.Module):
     Args:
         in_channels: C of the map.
         out_channels, layers, strides: of each stage: its C, its convolutions after the first, the stride of the first.
-        frozen_stages: how many stages get no gradient and keep their statistics, as in `ResNetFPN`, whose stage 0 is a
-            stem, which is not here; more than there are = all, −1 = none.
+        frozen_stages: how many stages get no gradient and keep their statistics. Counted as in `ResNet`, whose stage 0
+            is a stem, which is not here; more than there are = all, −1 = none.
         norm_eval: every batch norm keeps its statistics in training too.
     """
 
     def __init__(
         self,
-        in_channels: int = 256,
-        out_channels: tuple[int, ...] = (128, 256),
-        layers: tuple[int, ...] = (5, 5),
+        in_channels: int,
+        out_channels: tuple[int, ...],
+        layers: tuple[int, ...],
         strides: tuple[int, ...] = (1, 2),
         *,
         frozen_stages: int = -1,
@@ -216,7 +134,8 @@ class SECOND(nn.Module):
         self._frozen().requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(B, in_channels, H, W) → one (B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stage, strides multiplied."""
+        """Turns a map (B, in_channels, H, W) into one (B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stage, strides
+        multiplied."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -245,8 +164,8 @@ class SECONDNeck(nn.Module):
 
     def __init__(
         self,
-        in_channels: tuple[int, ...] = (128, 256),
-        out_channels: tuple[int, ...] = (256, 256),
+        in_channels: tuple[int, ...],
+        out_channels: tuple[int, ...],
         upsample: tuple[int, ...] = (1, 2),
         *,
         norm_eval: bool = False,
@@ -263,7 +182,7 @@ class SECONDNeck(nn.Module):
         )
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """One (B, C, H/factor, W/factor) for each of in_channels → (B, Σ out_channels, H, W)."""
+        """Turns one map (B, C, H/factor, W/factor) for each of `in_channels` into (B, Σ out_channels, H, W)."""
         if len(maps) != len(self.blocks):
             raise ValueError(f"SECONDNeck: maps has {len(maps)} maps, needs {len(self.blocks)}")
         return torch.cat([block(x) for block, x in zip(self.blocks, maps)], 1)

@@ -1,12 +1,18 @@
 import pytest
 import torch
 
-from rigfuse.modules.backbones import FPN, RESNET_TINY, ResNet, ResNetFPN
+from rigfuse.modules.backbones import FPN, BackboneConfig, PyramidConfig, ResNet, ResNetFPN
+
+TINY = dict(resnet="tiny", frozen_stages=-1, norm_eval=False)
+
+
+def pyramid(strides, **settings):
+    return ResNetFPN(PyramidConfig(**TINY | settings, strides=strides), 16)
 
 
 def test_resnet_and_fpn_make_resnet_fpn():
-    whole = ResNetFPN(RESNET_TINY, strides=(16, 32, 64), channels=8).eval()
-    resnet, fpn = ResNet(RESNET_TINY, strides=(16, 32)).eval(), FPN((64, 128), 8, levels=3)
+    whole = pyramid((16, 32, 64)).eval()
+    resnet, fpn = ResNet(BackboneConfig(**TINY), (16, 32)).eval(), FPN((64, 128), 16, levels=3)
     resnet.body.load_state_dict(whole.body.state_dict())
     fpn.load_state_dict(whole.fpn.state_dict())
     images = torch.randn(2, 3, 72, 100)
@@ -27,6 +33,31 @@ def test_a_pyramid_of_fewer_levels_has_the_finest_and_no_idle_parameter():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"strides is \(32, 16\), needs some of \(4, 8, 16, 32\), ascending"):
-        ResNet(RESNET_TINY, strides=(32, 16))
+        ResNet(BackboneConfig(**TINY), (32, 16))
     with pytest.raises(ValueError, match="FPN: levels is 0"):
         FPN((4, 6), 8, levels=0)
+
+
+@pytest.mark.parametrize("strides", [(4, 8, 16, 32), (8, 16, 32, 64), (32,), (32, 64, 128)])
+def test_a_pyramid_has_every_stride(strides):
+    levels = pyramid(strides)(torch.randn(2, 3, 225, 400))
+    expected = [(2, 16, -(-225 // stride), -(-400 // stride)) for stride in strides]
+    assert [tuple(level.shape) for level in levels] == expected
+
+
+def test_frozen_stages_keep_weights_and_statistics():
+    backbone = pyramid((16, 32), frozen_stages=2).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    optimiser = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
+    sum(level.square().mean() for level in backbone(torch.randn(2, 3, 64, 64))).backward()
+    optimiser.step()
+    moved = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
+    frozen = ("body.embedder", "body.encoder.stages.0", "body.encoder.stages.1")
+    assert moved and not any(name.startswith(frozen) for name in moved)
+    assert any(name.startswith("body.encoder.stages.2") and "running_mean" in name for name in moved)
+
+
+@pytest.mark.parametrize("strides", [(), (8, 32), (64, 128), (3, 6)])
+def test_strides_that_cannot_be(strides):
+    with pytest.raises(ValueError, match="strides is"):
+        pyramid(strides)

@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from rigfuse.modules.camera_dropout import RandCamMask
+from rigfuse.modules.camera_dropout import DropoutConfig, RandCamMask
 from rigfuse.modules.rig import NUSCENES_CAMERAS
+
+
+def always(**counts) -> RandCamMask:
+    return RandCamMask(DropoutConfig(p_missing=1.0, **counts))
 
 
 def images(batch=3, cameras=6):
@@ -39,7 +43,7 @@ def test_the_draw_is_fair_and_without_replacement():
 
 @pytest.mark.parametrize("count", [0, 3, 6])
 def test_exact_counts(count):
-    _, missing = RandCamMask(1.0, count, count)(images(50))
+    _, missing = always(n_min=count, n_max=count)(images(50))
     assert (missing.sum(1) == count).all()
 
 
@@ -50,7 +54,7 @@ def test_a_generator_repeats_the_draw():
 
 
 def test_evaluation_drops_only_what_is_listed():
-    mask, batch = RandCamMask(1.0).eval(), images()
+    mask, batch = always().eval(), images()
     unchanged, missing = mask(batch)
     assert unchanged is batch and not missing.any()
     masked, missing = mask(batch, drop=["CAM_BACK", "CAM_FRONT"])
@@ -61,31 +65,31 @@ def test_evaluation_drops_only_what_is_listed():
 
 
 def test_a_list_replaces_the_draw_in_training_too():
-    assert not RandCamMask(1.0)(images(), drop=[])[1].any()
+    assert not always()(images(), drop=[])[1].any()
 
 
 def test_gradients_and_memory_format():
     batch = images().requires_grad_()
-    masked, missing = RandCamMask(1.0)(batch)
+    masked, missing = always()(batch)
     masked.sum().backward()
     assert torch.equal(batch.grad, (~missing)[:, :, None, None, None].float().expand_as(batch))
     channels_last = torch.rand(2, 6, 4, 5, 3).movedim(-1, 2)
-    masked, _ = RandCamMask(1.0)(channels_last.half())
+    masked, _ = always()(channels_last.half())
     assert masked.stride() == channels_last.stride() and masked.dtype == torch.float16
 
 
 def test_other_rigs():
-    mask = RandCamMask(1.0, 1, 1, cameras=("LEFT", "RIGHT"))
+    mask = RandCamMask(DropoutConfig(1.0, 1, 1), cameras=("LEFT", "RIGHT"))
     assert mask(images(cameras=2), drop=["RIGHT"])[1][0].tolist() == [False, True]
 
 
 def test_bad_input_says_what_is_needed():
     mask = RandCamMask()
     with pytest.raises(ValueError, match="p_missing is 1.5"):
-        RandCamMask(1.5)
+        RandCamMask(DropoutConfig(1.5))
     for n_min, n_max in ((-1, 2), (3, 2), (1, 7)):
         with pytest.raises(ValueError, match="needs 0 ≤ n_min ≤ n_max ≤ 6 cameras"):
-            RandCamMask(0.5, n_min, n_max)
+            RandCamMask(DropoutConfig(0.5, n_min, n_max))
     with pytest.raises(ValueError, match=r"needs \(B, 6, 3, H, W\)"):
         mask(images(cameras=5))
     with pytest.raises(ValueError, match="no camera 'FRONT'; choose one of " + ", ".join(NUSCENES_CAMERAS)):

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from rigfuse.modules.cmt_aqr.head import Detections
+from rigfuse.modules.detection.boxes import Detections
 from rigfuse.modules.rig import NUSCENES_CAMERAS, ImageAugmentation, RigFrame
 from rigfuse.train.data import open_drives
 from rigfuse.train.data.files import BadFile
@@ -14,6 +15,7 @@ from rigfuse.train.data.images import camera_image
 from rigfuse.train.data.nuscenes import open_nuscenes, reference_row
 from rigfuse.train.data.splits import drives_of_splits, split_names
 from rigfuse.train.metrics.detection import evaluate_detection, write_results
+from rigfuse.train.metrics.tracking import TrackingMetric
 from support.roots import VERSION, copy_root, edit, read_table, without_channels
 
 OTHER_NAMES = dict(zip(NUSCENES_CAMERAS, ("wide", "port", "starboard", "aft_port", "aft_starboard", "aft")))
@@ -196,8 +198,19 @@ def perfect(root, split):
 @pytest.mark.parametrize("rig", ["other names", "no lidar"])
 def test_detections_of_another_rig_are_evaluated(root, rig):
     rename(root, OTHER_NAMES | {"LIDAR_TOP": "roof"}) if rig == "other names" else without_channels(root, "LIDAR_TOP")
-    figures = evaluate_detection(perfect(root, "world_all"), root, None, "world_all")
+    found = perfect(root, "world_all")
+    figures = evaluate_detection(found, root, None, "world_all")
     assert figures["AP/car"] == pytest.approx(1)
+    assert tracked(root, "world_all", found)["AMOTA/car"] == pytest.approx(1)
+
+
+def tracked(root, split, found):
+    """Figures of detections that each carry the instance of their object."""
+    metric = TrackingMetric(root, None, split)
+    for moment in (moment for drive in open_drives(root, split=split) for moment in drive):
+        ids = [box.instance for box in moment.ego_boxes if box.category == "vehicle.car" and box.num_points]
+        metric.add(moment.token, found[moment.token].boxes, ["car"] * len(ids), np.ones(len(ids)), ids)
+    return metric.compute()
 
 
 def test_the_roots_own_list_wins_everywhere(root, small_world):
@@ -213,6 +226,7 @@ def test_the_roots_own_list_wins_everywhere(root, small_world):
     figures = evaluate_detection(perfect(root, "mini_val"), root, None, "mini_val")
     assert figures["AP/car"] == pytest.approx(1)
     assert figures == evaluate_detection(perfect(small_world, "world_val"), small_world, None, "world_val")
+    assert tracked(root, "mini_val", perfect(root, "mini_val"))["AMOTA/car"] == pytest.approx(1)
 
 
 def test_a_list_of_splits_that_is_none(root):

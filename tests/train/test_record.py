@@ -1,6 +1,7 @@
 """From two short trainings to the record of the experiment, by the commands that people use."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from PIL import Image
 from rigfuse.modules.rig import NUSCENES_CAMERAS
 from rigfuse.train import checkpoint
 from rigfuse.train import main as program
-from rigfuse.train.config import update
+from rigfuse.train.config import to_dict, update
 from rigfuse.train.systems import experiment
 from rigfuse.train.tools import write_record
 
+DETECTOR = "cmt_aqr_voxel0100_r50_800x320_cbgs_tiny"
 RUNS = ("completion_v1_tiny", "completion_v2_tiny")
 WINDOWS = 3
 
@@ -84,11 +86,11 @@ def test_the_runs_are_told_as_they_were_logged(folder):
 
 def test_every_scenario_and_every_claim_has_its_line(folder):
     found = tables(folder)
-    for heading in list(found)[2:]:
+    for heading in list(found)[3:]:
         scenarios = [row[0] for row in found[heading][1:]]
         assert scenarios[:6] == list(NUSCENES_CAMERAS) and len(scenarios) == 6 + 6 + 2 * 2
         assert found[heading][0][1:] == ["none", "copy", "warp", *RUNS]
-    claims = found["Verdicts"][1:]
+    claims = found["Completion of missing cameras: verdicts"][1:]
     assert len(claims) == 3 and {row[-1] for row in claims} <= {"holds", "does not hold"}
     assert all("completion_v2_tiny" in row[0] for row in claims)
 
@@ -102,3 +104,40 @@ def test_the_pictures_show_something_and_nothing_half_written_is_left(folder):
         with Image.open(folder / "record" / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
         assert f"({name})" in text
+
+
+def saved_run(folder, name, *evaluations):
+    """A run of a system whose record has no sections of its own, from its log alone."""
+    settings = experiment(name)
+    state = dict(model={}, config=to_dict(settings), counters=dict(step=2))
+    checkpoint.save(folder / "checkpoints", 2, state, keep=1)
+    line = {"loss": 1.5, "speed/it_per_s": 2.0, "memory/peak_mib": 100.0}
+    lines = [dict(step=step, **line, **found) for step, found in enumerate(evaluations, 1)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_detectors_record_takes_the_largest_metric(tmp_path):
+    better = {"val/NDS": 0.6, "val/mAP": 0.4}
+    run = saved_run(tmp_path / "run", DETECTOR, {"val/NDS": 0.5, "val/mAP": 0.7}, better, {"val/NDS": math.nan})
+    assert write_record.main([str(run), "--out", str(tmp_path / "record")]) == 0
+    found = tables(tmp_path)
+    head, row = found["Runs"]
+    assert dict(zip(head, row))["best validation"] == "NDS 0.6000"
+    assert found["Validation figures of the best checkpoints"][1:] == [["NDS", "0.6000"], ["mAP", "0.4000"]]
+    assert {path.name for path in (tmp_path / "record").iterdir()} == {"record.md", "losses.png"}
+
+
+def test_the_command_refuses_in_one_line(tmp_path, capsys):
+    assert write_record.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert "is not the folder of a run" in message and message.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+    for arguments, expected in [
+        (["a", "--out", str(tmp_path)], "exists already"),
+        (["a", "--oot", "b"], "--out"),
+        (["a", "--out", "b", "--windows", "0"], "needs at least 1"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            write_record.main(arguments)
+        assert stop.value.code == 2 and expected in capsys.readouterr().err

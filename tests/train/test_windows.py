@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from rigfuse.modules.rig import ImageAugmentation
+from rigfuse.train.data.dataset import cover
 from rigfuse.train.data.drive import builtin_drives
 from rigfuse.train.data.moments import Drive
 from rigfuse.train.data.painted import paint
 from rigfuse.train.data.splits import split_names
-from rigfuse.train.data.windows import WindowConfig, Windows, build_windows, collate, cover
+from rigfuse.train.data.windows import WindowConfig, Windows, build_windows, collate
 
 NUSCENES = Path(__file__).parents[2] / ".." / "shared" / "data" / "nuscenes"
 SMALL = WindowConfig(image_size=(32, 64), history=2, future=4, scenes=(2, 1))
@@ -58,25 +59,25 @@ def test_a_window_has_every_part():
 
 def test_an_item_depends_on_seed_epoch_and_index_alone():
     drives = builtin_drives(scenes=2)
-    windows = Windows(drives, DRAWN, augment=True, seed=3)
+    windows = Windows(drives, DRAWN, training=True, seed=3)
     first = windows[0, 5]
     windows[0, 6], torch.rand(3)
     assert same(first, windows[0, 5]) and same(first, pickle.loads(pickle.dumps(windows))[0, 5])
     assert not same(first, windows[1, 5]) and not same(first, Windows(drives, DRAWN, True, seed=4)[0, 5])
-    plain = Windows(drives, DRAWN, augment=False)
+    plain = Windows(drives, DRAWN, training=False)
     assert same(plain[0, 5], plain[1, 5])
 
 
 def test_augmentation_is_folded_into_the_projection(tmp_path):
     """A file's augmented picture is what a camera with the augmented projection would paint."""
     drive = drive_with_files(tmp_path, moments=3)
-    windows = Windows([drive], replace(DRAWN, image_size=(64, 112)), augment=True, seed=1)
+    windows = Windows([drive], replace(DRAWN, image_size=(64, 112)), training=True, seed=1)
     drawn = ImageAugmentation()
     for epoch in range(4):
         window = windows[epoch, 0]
         for camera in range(6):
             name = drive[2].rig.names[camera]
-            drawn = cover(160, 90, (64, 112), **windows._draw(windows_rng(windows, epoch)))
+            drawn = cover(160, 90, (64, 112), **windows.draw_view(windows_rng(windows, epoch)))
             there = drive[2].rig[name].augmented(drawn)
             torch.testing.assert_close(window.frames[2].image_T_ego[0, camera], there.image_T_ego)
             expected = paint(there, drive[2].world_T_ego).float()
@@ -104,7 +105,7 @@ def test_the_crop_keeps_the_bottom_and_never_leaves_the_image():
 
 
 def test_the_trajectory_is_the_future_in_the_present_frame():
-    windows = Windows(builtin_drives(scenes=1), SMALL, augment=False)
+    windows = Windows(builtin_drives(scenes=1), SMALL, training=False)
     trajectory = windows[0, 10].trajectory[0]
     poses = [windows.drives[0][12 + step].world_T_ego for step in range(5)]
     travelled = torch.stack([torch.dist(a[:2, 3], b[:2, 3]) for a, b in zip(poses, poses[1:])]).float()
@@ -118,7 +119,7 @@ def test_the_trajectory_is_the_future_in_the_present_frame():
 @pytest.mark.parametrize("damage", ["missing", "truncated", "no image", "another shape"])
 def test_a_broken_file_is_named_and_its_window_replaced(tmp_path, damage):
     drive = drive_with_files(tmp_path)
-    windows = Windows([drive], SMALL, augment=False)
+    windows = Windows([drive], SMALL, training=False)
     assert len(windows) == 3 and windows[0, 2].bad_files == []
     path = drive[4].images["CAM_BACK"]  # only in the last window
     if damage == "missing":
@@ -137,10 +138,11 @@ def test_nothing_whole_is_a_clear_stop(tmp_path):
     drive = drive_with_files(tmp_path, moments=3)
     for path in tmp_path.glob("*.png"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="no whole window .*missing or broken: .*CAM_FRONT.png"):
-        Windows([drive], SMALL, augment=False)[0, 0]
-    with pytest.raises(ValueError, match="none of 1 scenes has the 5 moments of a window"):
-        Windows([drive], replace(SMALL, history=4), augment=False)
+    with pytest.raises(FileNotFoundError, match="no whole sample .*missing or broken: .*CAM_FRONT.png"):
+        Windows([drive], SMALL, training=False)[0, 0]
+    for history, needed in ((4, "5 moments in a row"), (0, "a moment")):
+        with pytest.raises(ValueError, match=f"none of . scenes has {needed}"):
+            Windows([drive] if history else [], replace(SMALL, history=history), training=False)
 
 
 def test_one_world_point_looks_the_same_at_every_moment():
@@ -173,9 +175,9 @@ def test_a_generated_world_names_its_own_splits(tmp_path):
 @pytest.mark.skipif(not NUSCENES.is_dir(), reason="the shared nuScenes data is not here")
 def test_real_tables_are_split_by_scene(monkeypatch):
     config = replace(SMALL, root=str(NUSCENES))
-    with pytest.raises(ValueError, match=r"20 of 20 windows looked at lack images; .*make_world.py --over"):
+    with pytest.raises(ValueError, match=r"20 of 20 samples looked at lack images; .*make_world.py --over"):
         build_windows(config, seed=0)
-    monkeypatch.setattr("rigfuse.train.data.windows._check_images_exist", lambda windows, root: None)
+    monkeypatch.setattr(Windows, "check_files", lambda windows: None)
     training, validation = build_windows(config, seed=0)
     assert sorted(d.name for d in validation.drives) == ["scene-0103", "scene-0916"] and len(training.drives) == 8
     with pytest.raises(ValueError, match="data.val_split is 'mini_vall'; did you mean 'mini_val'"):

@@ -48,14 +48,15 @@ class WarpedView:
 
     @property
     def similarity_without_warp(self) -> float:
+        """The same of the history as it was."""
         return similarity(self.history, self.present, self.inside)
 
 
 def static_objects(
     drive: Drive, min_pixels: float = 2000, max_distance: float = 40
 ) -> Iterator[tuple[Moment, Moment, str, Box]]:
-    """(past, now, camera, box) for each consecutive pair of a drive, and each object within `max_distance` metres that
-    did not move, that both images of the camera show whole, and whose outline there spans at least `min_pixels`.
+    """Finds (past, now, camera, box) for each consecutive pair of a drive, and each object within `max_distance` metres
+    that did not move, that both images of the camera show whole, and whose outline there spans at least `min_pixels`.
     `box` is in the present ego frame."""
     for past, now in pairwise(drive):
         cameras = [camera for camera in now.rig.names if past.image_path(camera) and now.image_path(camera)]
@@ -133,7 +134,7 @@ def draw_warps(drives: Sequence[Drive], path: str | Path, examples: int = 3) -> 
 
 
 def surface_depth(camera: Camera, box: Box) -> torch.Tensor:
-    """(height, width) float64: depth at which each pixel's ray enters `box` (in the ego frame), inf where it misses."""
+    """The depth, (height, width) float64, at which each pixel's ray enters `box` (in the ego frame); inf = not."""
     v, u = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")
     pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1).double()
     box_T_cam = torch.linalg.inv(camera.cam_T_ego @ box.frame_T_box)
@@ -152,14 +153,14 @@ def similarity(image: torch.Tensor, other: torch.Tensor, inside: torch.Tensor) -
 
 
 def _hypotheses(depth):
-    """Depths (D,) and one-hot weights (D, H, W) that give each pixel the hypothesis nearest to its depth."""
+    """Makes depths (D,) and one-hot weights (D, H, W) that give each pixel the hypothesis nearest to its depth."""
     levels = torch.linspace(1 / depth.max(), 1 / depth.min(), _LEVELS, dtype=torch.float64)
     nearest = (1 / depth[..., None] - levels).abs().argmin(dim=-1)
     return (1 / levels).float(), torch.nn.functional.one_hot(nearest, _LEVELS).movedim(-1, 0).float()
 
 
 def _outline(camera, box):
-    """(8, 2) pixels of the corners of a box in the ego frame; None unless the image shows all of them."""
+    """The pixels (8, 2) of the corners of a box in the ego frame; None unless the image shows all of them."""
     corners = torch.cat([box.corners(), torch.ones(8, 1, dtype=torch.float64)], dim=1) @ camera.image_T_ego.T
     pixels = corners[:, :2] / corners[:, 2:3]
     size = torch.tensor([camera.width, camera.height])

@@ -7,23 +7,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch.distributed as dist
 
-from ...modules.cmt_aqr.head import DETECTION_CLASSES, Detections
+from ...modules.detection.boxes import DETECTION_CLASSES, Detections
 from ..data.nuscenes import evaluation_view, open_nuscenes, reference_row, scenes_of_split
 from ..data.poses import from_row
+from .submission import result_rows
 
-MAX_BOXES = 500  # of a sample: the official limit
-_MOVING = 0.2  # m/s
-# Class → its attribute when it moves, and when it stands.
-_ATTRIBUTES = {
-    **dict.fromkeys(("car", "truck", "construction_vehicle", "trailer"), ("vehicle.moving", "vehicle.parked")),
-    "bus": ("vehicle.moving", "vehicle.stopped"),
-    **dict.fromkeys(("motorcycle", "bicycle"), ("cycle.with_rider", "cycle.without_rider")),
-    "pedestrian": ("pedestrian.moving", "pedestrian.standing"),
-    **dict.fromkeys(("barrier", "traffic_cone"), ("", "")),
-}
 _ERRORS = dict(mATE="trans_err", mASE="scale_err", mAOE="orient_err", mAVE="vel_err", mAAE="attr_err")
 
 
@@ -34,7 +24,7 @@ def evaluate_detection(
     split: str,
     out: str | Path | None = None,
 ) -> dict[str, float]:
-    """The official figures of detections (configuration detection_cvpr_2019), the same on every rank.
+    """Computes the official figures of detections (configuration detection_cvpr_2019), the same on every rank.
 
     Every rank gives what it found; the first one joins them and evaluates, so all ranks must call this. A sample that
     several ranks have counts once. A sample without detections counts as one in which nothing was found.
@@ -96,40 +86,10 @@ def write_results(detections: Mapping[str, Detections], nusc, split: str, path: 
 
 
 def _entries(found: Detections, nusc, token) -> list[dict]:
-    """Rows of the results file, best first."""
+    """The rows of the results file for one sample, best first."""
     pose = nusc.get("ego_pose", reference_row(nusc, nusc.get("sample", token))["ego_pose_token"])
-    boxes, scores = found.boxes.cpu().double(), found.scores.cpu().double()
-    kept = boxes[:, :7].isfinite().all(1) & (boxes[:, 3:6] > 0).all(1) & scores.isfinite()
-    order = kept.nonzero()[:, 0]
-    order = order[scores[order].argsort(descending=True, stable=True)][:MAX_BOXES]
-    boxes, scores = boxes[order].numpy(), scores[order].tolist()
-    world_T_ego = from_row(pose)
-    centres = boxes[:, :3] @ world_T_ego[:3, :3].T + world_T_ego[:3, 3]
-    velocities = np.nan_to_num(boxes[:, 7:], nan=0.0, posinf=0.0, neginf=0.0)
-    rotations = _turned(pose["rotation"], boxes[:, 6])
-    names = [DETECTION_CLASSES[label] for label in found.labels.cpu()[order].tolist()]
-    return [
-        {
-            "sample_token": token,
-            "translation": centre.tolist(),
-            "size": [width, length, height],
-            "rotation": rotation.tolist(),
-            "velocity": (world_T_ego[:2, :2] @ velocity).tolist(),
-            "detection_name": name,
-            "detection_score": score,
-            "attribute_name": _ATTRIBUTES[name][0 if np.hypot(*velocity) > _MOVING else 1],
-        }
-        for centre, (length, width, height), rotation, velocity, name, score in zip(
-            centres, boxes[:, 3:6].tolist(), rotations, velocities, names, scores
-        )
-    ]
-
-
-def _turned(quaternion, yaw):
-    """(K, 4): the rotation of a quaternion (w, x, y, z) after turns about z by `yaw` (K,)."""
-    w, x, y, z = np.asarray(quaternion) / np.linalg.norm(quaternion)
-    cos, sin = np.cos(yaw / 2), np.sin(yaw / 2)
-    return np.stack([w * cos - z * sin, x * cos + y * sin, y * cos - x * sin, z * cos + w * sin], axis=1)
+    names = [DETECTION_CLASSES[label] for label in found.labels.tolist()]
+    return result_rows(token, found.boxes.cpu(), names, found.scores.cpu(), from_row(pose))
 
 
 def _evaluate(detections, root, version, split, out):
@@ -158,12 +118,12 @@ def _evaluate(detections, root, version, split, out):
 
 
 def _gather(detections):
-    """Those of all ranks on the first one, None on the others."""
-    here = {token: Detections(x.boxes.cpu(), x.scores.cpu(), x.labels.cpu()) for token, x in detections.items()}
+    """The detections of all ranks on the first one, None on the others."""
+    share = {token: Detections(x.boxes.cpu(), x.scores.cpu(), x.labels.cpu()) for token, x in detections.items()}
     if not dist.is_initialized():
-        return here
-    parts = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(here, parts, dst=0)
-    if parts is None:
+        return share
+    shares = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(share, shares, dst=0)
+    if shares is None:
         return None
-    return {token: found for part in reversed(parts) for token, found in part.items()}  # the lowest rank wins
+    return {token: found for share in reversed(shares) for token, found in share.items()}  # the lowest rank wins

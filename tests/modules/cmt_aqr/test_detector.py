@@ -6,40 +6,43 @@ import pytest
 import torch
 from torch import nn
 
-from rigfuse.modules.backbones import FPN, RESNET_TINY, ResNet
-from rigfuse.modules.cmt_aqr.aqr import GENERATIONS, AQRWeightGenerator, AttentionBiasGenerator
+from rigfuse.modules.backbones import FPN, BackboneConfig, ResNet
+from rigfuse.modules.cmt_aqr.aqr import GENERATIONS, AQRConfig, AQRWeightGenerator, AttentionBiasGenerator
 from rigfuse.modules.cmt_aqr.detector import CmtAqr
 from rigfuse.modules.cmt_aqr.encodings import CoordinateEncoding
 from rigfuse.modules.cmt_aqr.head import TaskHeads
-from rigfuse.modules.cmt_aqr.transformer import QueryDecoder
+from rigfuse.modules.cmt_aqr.transformer import DecoderConfig, QueryDecoder
 from rigfuse.modules.detection.batch import DetectionInput
-from rigfuse.modules.lidar.second import SECOND, SECONDNeck, SparseMiddleEncoder, VoxelEncoder
+from rigfuse.modules.lidar.second import SECOND, SECONDNeck, SparseMiddleEncoder
+from rigfuse.modules.lidar.voxels import VoxelEncoder
+from rigfuse.modules.maps_layout import MapLayout
 from rigfuse.modules.rig import ImageAugmentation, nuscenes_like_rig
 
 C, QUERIES, LAYERS = 32, 12, 2
 RANGE = (-12.8, -12.8, -3.0, 12.8, 12.8, 5.0)
-SHAPES = dict(bev_feature_shape=(8, 8), pers_feature_shape=(6, 2, 3), point_range=RANGE)
+LAYOUT = MapLayout((8, 8), (2, 3), point_range=RANGE)
 RIG = nuscenes_like_rig().augmented(ImageAugmentation(resize=0.04, crop=(8, 4, 48, 32)))
 
 
 def detector(generation="v3", frozen=False, dropout=0.0, checkpoint=False, seed=3) -> CmtAqr:
     torch.manual_seed(seed)
-    stages = dict(frozen_stages=4, norm_eval=True) if frozen else {}
-    voxels = VoxelEncoder(channels=8, point_range=RANGE, voxel_size=(1.6, 1.6, 2.0))
+    stages = dict(frozen_stages=4 if frozen else -1, norm_eval=frozen)
+    voxels = VoxelEncoder(RANGE, (1.6, 1.6, 2.0), channels=8)
+    decoder = DecoderConfig(LAYERS, heads=2, feedforward=48, dropout=dropout, checkpoint=checkpoint)
     parts = dict(
-        img_backbone=ResNet(RESNET_TINY, strides=(16, 32), **stages),
+        img_backbone=ResNet(BackboneConfig("tiny", **stages), (16, 32)),
         img_neck=FPN((64, 128), C, levels=1),
         pts_voxel_encoder=voxels,
         pts_middle_encoder=SparseMiddleEncoder(8, voxels.spatial_shape, channels=(8, 16), blocks=1),
         pts_backbone=SECOND(16, (16, 16), (1, 1), **stages),
         pts_neck=SECONDNeck((16, 16), (C, C)),
         shared_conv=nn.Sequential(nn.Conv2d(2 * C, C, 3, padding=1, bias=False), nn.BatchNorm2d(C), nn.ReLU()),
-        query_embed=CoordinateEncoding(C, **SHAPES, depths=8),
-        transformer=QueryDecoder(C, layers=LAYERS, heads=2, feedforward=48, dropout=dropout, checkpoint=checkpoint),
-        task_heads=TaskHeads(C, layers=LAYERS, hidden=16),
+        query_embed=CoordinateEncoding(C, LAYOUT, depths=8),
+        transformer=QueryDecoder(C, decoder),
+        task_heads=TaskHeads(C, LAYERS, hidden=16),
     )
     if generation != "none":
-        bias = AttentionBiasGenerator(**SHAPES, window_sizes=(2, 3), learnable_scale=generation == "v3")
+        bias = AttentionBiasGenerator(LAYOUT, AQRConfig(window_sizes=(2, 3), learnable_scale=generation == "v3"))
         parts |= dict(aqr_weight_generator=AQRWeightGenerator(C, hidden=16), attention_bias_generator=bias)
     model = CmtAqr(**parts, queries=QUERIES, generation=generation, denoising_groups=2)
     return model if frozen else calibrated(model)
@@ -135,11 +138,11 @@ def test_every_generation_starts_as_the_detector_without_aqr(generation):
     assert {name.split(".")[0] for name in missing} == {"aqr_weight_generator", "attention_bias_generator"}
     assert not unexpected
     with torch.no_grad():
-        expected, begun = plain(batch), routed(batch)
-        torch.testing.assert_close(vars(begun.predictions), vars(expected.predictions), rtol=1e-4, atol=1e-5)
-        assert not begun.weights.any() and expected.weights is None and not expected.figures
+        expected, untrained = plain(batch), routed(batch)
+        torch.testing.assert_close(vars(untrained.predictions), vars(expected.predictions), rtol=1e-4, atol=1e-5)
+        assert not untrained.weights.any() and expected.weights is None and not expected.figures
         later = with_weights(routed, std=5.0)(batch)
-    assert (later.predictions.boxes - begun.predictions.boxes).abs().max() > 1e-3
+    assert (later.predictions.boxes - untrained.predictions.boxes).abs().max() > 1e-3
     assert later.weights.shape == (2, QUERIES, 2) and later.weights.abs().max() <= 1
     torch.testing.assert_close(later.figures["aqr/weight_lidar"], later.weights[..., 1].abs().mean())
     assert ("aqr/bias_scale" in later.figures) == (generation == "v3")
@@ -283,12 +286,12 @@ def test_what_does_not_fit_is_refused():
         model(replace(batch, images=torch.zeros(2, 6, 3, 64, 48)))
     with pytest.raises(ValueError, match="points of 1 samples and images of 2"):
         model(replace(batch, points=batch.points[:1]))
-    parts = dict(model.named_children())
+    parts, counts = dict(model.named_children()), dict(queries=QUERIES, denoising_groups=2)
     with pytest.raises(ValueError, match="generation is 'v4', needs one of none, v1, v2, v3"):
-        CmtAqr(**parts, generation="v4")
+        CmtAqr(**parts, **counts, generation="v4")
     with pytest.raises(ValueError, match="generation is 'none', needs neither"):
-        CmtAqr(**parts, generation="none")
+        CmtAqr(**parts, **counts, generation="none")
     with pytest.raises(ValueError, match="generation is 'v2', needs both"):
-        CmtAqr(**{**parts, "attention_bias_generator": None}, generation="v2")
+        CmtAqr(**{**parts, "attention_bias_generator": None}, **counts, generation="v2")
     with pytest.raises(ValueError, match="queries is 0"):
-        CmtAqr(**parts, queries=0)
+        CmtAqr(**parts, generation="v3", queries=0, denoising_groups=0)

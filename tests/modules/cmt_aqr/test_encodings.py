@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rigfuse.modules.cmt_aqr.encodings import CoordinateEncoding
+from rigfuse.modules.maps_layout import MapLayout
 from rigfuse.modules.positions import sinusoidal
 from rigfuse.modules.rig import ImageAugmentation, nuscenes_like_rig
 
@@ -20,8 +22,13 @@ LOW = torch.tensor(RANGE[:3], dtype=torch.float64)
 
 def encoding(channels=8, depths=DEPTHS):
     torch.manual_seed(3)
-    shapes = dict(bev_feature_shape=(4, 6), pers_feature_shape=(6, *SHAPE), stride=STRIDE)
-    return CoordinateEncoding(channels, **shapes, point_range=RANGE, depths=depths).double()
+    layout = MapLayout((4, 6), SHAPE, stride=STRIDE, point_range=RANGE)
+    return CoordinateEncoding(channels, layout, depths=depths).double()
+
+
+def queries(module, points, image_T_ego):
+    layout = replace(module.layout, cameras=image_T_ego.shape[1])
+    return module.queries(points, image_T_ego, layout.cells(points, image_T_ego))
 
 
 def at_depth(sample, camera, cell, depth):
@@ -53,7 +60,7 @@ def test_a_query_resembles_the_tokens_that_show_it():
         point = at_depth(sample, camera, cell, depth)
         reference = point.expand(2, 1, 3)
         place = ((point - LOW) / SPAN)[:2]
-        views = module.queries(reference, IMAGE_T_EGO)[sample, 0] - module.bev_embedding(sinusoidal(place, 16))
+        views = queries(module, reference, IMAGE_T_EGO)[sample, 0] - module.bev_embedding(sinusoidal(place, 16))
         token = memory[sample, 24 + camera * 60 + cell[1] * 12 + cell[0]]
         torch.testing.assert_close(views, token)
 
@@ -63,9 +70,9 @@ def test_the_cameras_that_see_a_query_are_summed_and_none_adds_nothing():
     between = torch.tensor([30.0, 17.0, 1.5])  # in the views of FRONT and FRONT_LEFT
     below = torch.tensor([0.5, 0.2, -2.5])  # under the car
     reference = torch.stack([between, below]).expand(2, 2, 3)
-    out = module.queries(reference, IMAGE_T_EGO)[1]
+    out = queries(module, reference, IMAGE_T_EGO)[1]
     bev = module.bev_embedding(sinusoidal(((reference[1] - LOW) / SPAN)[:, :2], 16))
-    alone = [module.queries(reference, IMAGE_T_EGO[:, [camera]])[1] - bev for camera in range(6)]
+    alone = [queries(module, reference, IMAGE_T_EGO[:, [camera]])[1] - bev for camera in range(6)]
     torch.testing.assert_close(out, bev + sum(alone))
     assert [bool(part[0].abs().max() > 1e-3) for part in alone] == [True, True, False, False, False, False]
     torch.testing.assert_close(out[1], bev[1])
@@ -74,10 +81,10 @@ def test_the_cameras_that_see_a_query_are_summed_and_none_adds_nothing():
 def test_a_reference_that_is_nowhere_does_no_harm():
     module = encoding()
     reference = torch.rand(2, 6, 3, dtype=torch.float64) * SPAN + LOW
-    clean = module.queries(reference, IMAGE_T_EGO)
+    clean = queries(module, reference, IMAGE_T_EGO)
     reference[0, 1], reference[1, 4] = torch.tensor([5.0, NAN, 1.0]), INF
     reference.requires_grad_()
-    out = module.queries(reference, IMAGE_T_EGO)
+    out = queries(module, reference, IMAGE_T_EGO)
     broken = torch.zeros(2, 6, dtype=torch.bool)
     broken[0, 1] = broken[1, 4] = True
     assert not out[broken].any()
@@ -90,15 +97,15 @@ def test_a_reference_that_is_nowhere_does_no_harm():
 def test_gradients_of_the_reference():
     module = encoding(depths=3)
     reference = torch.tensor([[[20.0, 1.0, 1.0], [-15.0, 3.0, 0.5]]], dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda points: module.queries(points, IMAGE_T_EGO[:1]), reference)
+    torch.autograd.gradcheck(lambda points: queries(module, points, IMAGE_T_EGO[:1]), reference)
 
 
 def test_autocast_changes_nothing():
     module = encoding().float()
     reference = (torch.rand(2, 6, 3) * SPAN + LOW).float()
-    expected = module.memory(IMAGE_T_EGO), module.queries(reference, IMAGE_T_EGO)
+    expected = module.memory(IMAGE_T_EGO), queries(module, reference, IMAGE_T_EGO)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = module.memory(IMAGE_T_EGO), module.queries(reference, IMAGE_T_EGO)
+        actual = module.memory(IMAGE_T_EGO), queries(module, reference, IMAGE_T_EGO)
     assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(actual, expected))
 
 
@@ -106,16 +113,19 @@ def test_three_rows_of_the_projection_are_enough():
     module, reference = encoding(), torch.rand(2, 3, 3, dtype=torch.float64) * SPAN + LOW
     rows = IMAGE_T_EGO[:, :, :3]
     assert torch.equal(module.memory(rows), module.memory(IMAGE_T_EGO))
-    assert torch.equal(module.queries(reference, rows), module.queries(reference, IMAGE_T_EGO))
-    assert module.queries(reference[:, :0], rows).shape == (2, 0, 8)
+    assert torch.equal(queries(module, reference, rows), queries(module, reference, IMAGE_T_EGO))
+    assert queries(module, reference[:, :0], rows).shape == (2, 0, 8)
 
 
 def test_settings_and_geometry_that_do_not_fit():
     with pytest.raises(ValueError, match="channels is 7, needs an even number"):
-        CoordinateEncoding(7)
+        CoordinateEncoding(7, MapLayout())
     with pytest.raises(ValueError, match="depths is 0, needs at least 1"):
-        CoordinateEncoding(8, depths=0)
-    for call in (encoding().memory, lambda matrix: encoding().queries(torch.zeros(2, 1, 3), matrix)):
+        CoordinateEncoding(8, MapLayout(), depths=0)
+    for call in (
+        encoding().memory,
+        lambda matrix: encoding().queries(torch.zeros(2, 1, 3), matrix, torch.zeros(2, 1, 7, 2)),
+    ):
         with pytest.raises(TypeError, match="image_T_ego is float32, needs float64"):
             call(IMAGE_T_EGO.float())
         with pytest.raises(ValueError, match=r"image_T_ego has shape \(6, 4, 4\), needs \((B|2), V, 3 or 4, 4\)"):

@@ -68,9 +68,9 @@ def test_rendering_without_queries_and_under_autocast():
 
 
 def test_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"weights has shape \(1, 4, 2\) and centers \(1, 4, 2, 2\), need \(B, N, 3\)"):
+    with pytest.raises(ValueError, match=r"weights has shape \(1, 4, 2\) and cells \(1, 4, 2, 2\), need \(B, N, 3\)"):
         render_weights(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2, 2), MAPS)
-    with pytest.raises(ValueError, match=r"weights has shape \(1, 4, 3\) and centers \(1, 5, 3, 2\), need"):
+    with pytest.raises(ValueError, match=r"weights has shape \(1, 4, 3\) and cells \(1, 5, 3, 2\), need"):
         render_weights(torch.zeros(1, 4, 3), torch.zeros(1, 5, 3, 2), MAPS)
 
 

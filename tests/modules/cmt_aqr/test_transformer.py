@@ -4,14 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rigfuse.modules.cmt_aqr.aqr import AQRWeightGenerator, AttentionBiasGenerator, gather_local
+from rigfuse.modules.cmt_aqr.aqr import AQRConfig, AQRWeightGenerator, AttentionBiasGenerator, gather_local
 from rigfuse.modules.cmt_aqr.encodings import CoordinateEncoding
-from rigfuse.modules.cmt_aqr.transformer import QueryDecoder
+from rigfuse.modules.cmt_aqr.transformer import DecoderConfig, QueryDecoder
+from rigfuse.modules.maps_layout import MapLayout
 from rigfuse.modules.rig import ImageAugmentation, nuscenes_like_rig
 from support.networks import with_noise
 
 NAN = math.nan
-BEV, VIEWS, STRIDE = (6, 5), (6, 4, 10), 80  # 800×320 pixels
+LAYOUT = MapLayout((6, 5), (4, 10), stride=80)  # of images of 800×320 pixels
 TOKENS = 6 * 5 + 6 * 4 * 10
 RIG = nuscenes_like_rig().augmented(ImageAugmentation(resize=0.5, crop=(0, 130, 800, 320)))
 IMAGE_T_EGO = RIG.image_T_ego.expand(2, 6, 4, 4)
@@ -19,7 +20,7 @@ SMALL = dict(layers=2, heads=2, feedforward=48)
 
 
 def generator(**settings):
-    return AttentionBiasGenerator(BEV, VIEWS, window_sizes=(3, 2), stride=STRIDE, **settings)
+    return AttentionBiasGenerator(LAYOUT, AQRConfig(window_sizes=(3, 2), **settings))
 
 
 def references(batch=2, queries=7):
@@ -32,12 +33,12 @@ def inputs(queries=7, dtype=torch.float64):
 
 
 def decoder(**settings):
-    return with_noise(QueryDecoder(32, **SMALL | settings))
+    return with_noise(QueryDecoder(32, DecoderConfig(**SMALL | settings)))
 
 
 def routing_of(weights, reference, bias=None):
     bias = bias or generator().to(torch.promote_types(weights.dtype, torch.float32))
-    return bias(weights, bias.centers(reference, IMAGE_T_EGO))
+    return bias(weights, LAYOUT.cells(reference, IMAGE_T_EGO))
 
 
 def dense_bias(routing):
@@ -189,15 +190,16 @@ def test_one_memory_position_serves_the_batch():
 def whole_step(reference, dtype=torch.float32):
     """A detector's step from reference points to the decoder's output, the maps in `dtype`, without its backbones."""
     torch.manual_seed(0)
-    encoding = CoordinateEncoding(32, bev_feature_shape=BEV, pers_feature_shape=VIEWS, stride=STRIDE, depths=4)
+    encoding = CoordinateEncoding(32, LAYOUT, depths=4)
     routing_weights, bias, module = with_noise(AQRWeightGenerator(32, hidden=16)), generator(), decoder()
-    bev, images = torch.randn(2, 32, *BEV, requires_grad=True), torch.randn(2, 6, 32, *VIEWS[1:], requires_grad=True)
+    bev, images = torch.randn(2, 32, 6, 5, requires_grad=True), torch.randn(2, 6, 32, 4, 10, requires_grad=True)
     leaves = [bev, images, reference]
     bev, images = bev.to(dtype), images.to(dtype)
-    query_pos, centers = encoding.queries(reference, IMAGE_T_EGO), bias.centers(reference, IMAGE_T_EGO)
-    weights = routing_weights(query_pos, *gather_local(bev, images, centers))
+    cells = LAYOUT.cells(reference, IMAGE_T_EGO)
+    query_pos = encoding.queries(reference, IMAGE_T_EGO, cells)
+    weights = routing_weights(query_pos, *gather_local(bev, images, cells))
     memory = torch.cat([bev.flatten(2).mT, images.flatten(3).mT.flatten(1, 2)], dim=1)
-    out = module.eval()(query_pos, memory, encoding.memory(IMAGE_T_EGO), bias(weights, centers))
+    out = module.eval()(query_pos, memory, encoding.memory(IMAGE_T_EGO), bias(weights, cells))
     parts = (bias, routing_weights, encoding, module)
     return out, [*leaves, *(parameter for part in parts for parameter in part.parameters())]
 
@@ -262,4 +264,4 @@ def test_settings_that_cannot_be():
     with pytest.raises(ValueError, match=r"channels is 32, needs a multiple of heads \(8\) with 16 to 128 channels"):
         QueryDecoder(32)
     with pytest.raises(ValueError, match="layers is 0, needs at least 1"):
-        QueryDecoder(32, heads=2, layers=0)
+        QueryDecoder(32, DecoderConfig(heads=2, layers=0))

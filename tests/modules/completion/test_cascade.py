@@ -1,18 +1,24 @@
+import itertools
+
 import pytest
 import torch
 
-from rigfuse.modules.backbones import RESNET_TINY, ResNetFPN
-from rigfuse.modules.camera_dropout import RandCamMask
-from rigfuse.modules.completion.cascade import CompletionCascade, RigWindow, consistency_losses
-from rigfuse.modules.completion.planning_guided import PlanningGuidedCompletion, project_trajectory
-from rigfuse.modules.completion.temporal import MotionCompensatedTemporalCompletionV2
-from rigfuse.modules.completion.vae import PVReconVAE
+from rigfuse.modules import attention
+from rigfuse.modules.backbones import PyramidConfig, ResNetFPN
+from rigfuse.modules.camera_dropout import DropoutConfig, RandCamMask
+from rigfuse.modules.completion import planning_guided
+from rigfuse.modules.completion import temporal as temporal_stage
+from rigfuse.modules.completion.cascade import CompletionCascade, consistency_losses
+from rigfuse.modules.completion.planning_guided import PlanningConfig, PlanningGuidedCompletion, project_trajectory
+from rigfuse.modules.completion.temporal import MotionCompensatedTemporalCompletionV2, TemporalConfig
+from rigfuse.modules.completion.vae import PVReconVAE, VAEConfig
 from rigfuse.modules.rig import ImageAugmentation, RigFrame, nuscenes_like_rig
+from rigfuse.modules.window import RigWindow
 from rigfuse.train.data import open_drives
 from support.networks import with_noise
 
 STRIDES, CHANNELS = (16, 32), 32
-SMALL = dict(channels=CHANNELS, heads=2, kv_downsample=2)
+SMALL = dict(heads=2, kv_downsample=2)
 WIDTH, HEIGHT = 200, 112
 FRONT, BACK = 0, 5
 
@@ -33,45 +39,28 @@ def window() -> RigWindow:
     return RigWindow(images, [frame_of(drive, index) for index in range(3)], trajectory)
 
 
+def temporal(stride) -> MotionCompensatedTemporalCompletionV2:
+    return MotionCompensatedTemporalCompletionV2(CHANNELS, TemporalConfig(**SMALL, stride=stride))
+
+
+def planning(strides) -> PlanningGuidedCompletion:
+    return PlanningGuidedCompletion(strides, CHANNELS, PlanningConfig(**SMALL, sigma=16.0))
+
+
 def cascade(**stages) -> CompletionCascade:
     torch.manual_seed(5)
     parts = dict(
-        temporal=MotionCompensatedTemporalCompletionV2(**SMALL, stride=32),
-        vae=PVReconVAE(len(STRIDES), CHANNELS, latent=8),
-        planning=PlanningGuidedCompletion(STRIDES, sigma=16.0, **SMALL),
+        temporal=temporal(stride=32),
+        vae=PVReconVAE(len(STRIDES), CHANNELS, VAEConfig(latent=8)),
+        planning=planning(STRIDES),
     )
-    backbone = ResNetFPN(RESNET_TINY, strides=STRIDES, channels=CHANNELS, frozen_stages=4)
+    backbone = ResNetFPN(PyramidConfig("tiny", norm_eval=False, strides=STRIDES), CHANNELS)
     backbone.requires_grad_(False)
-    return CompletionCascade(backbone, RandCamMask(p_missing=1.0), **{**parts, **stages})
-
-
-@pytest.mark.parametrize("strides", [(4, 8, 16, 32), (8, 16, 32, 64), (32,), (32, 64, 128)])
-def test_backbone_returns_every_stride(strides):
-    levels = ResNetFPN(RESNET_TINY, strides=strides, channels=16)(torch.randn(2, 3, 225, 400))
-    expected = [(2, 16, -(-225 // stride), -(-400 // stride)) for stride in strides]
-    assert [tuple(level.shape) for level in levels] == expected
-
-
-def test_frozen_stages_keep_weights_and_statistics():
-    backbone = ResNetFPN(RESNET_TINY, strides=(16, 32), channels=16, frozen_stages=2).train()
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    optimiser = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
-    sum(level.square().mean() for level in backbone(torch.randn(2, 3, 64, 64))).backward()
-    optimiser.step()
-    moved = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
-    frozen = ("body.embedder", "body.encoder.stages.0", "body.encoder.stages.1")
-    assert moved and not any(name.startswith(frozen) for name in moved)
-    assert any(name.startswith("body.encoder.stages.2") and "running_mean" in name for name in moved)
-
-
-@pytest.mark.parametrize("strides", [(), (8, 32), (64, 128), (3, 6)])
-def test_backbone_refuses_strides(strides):
-    with pytest.raises(ValueError, match="strides is"):
-        ResNetFPN(RESNET_TINY, strides=strides)
+    return CompletionCascade(backbone, RandCamMask(DropoutConfig(p_missing=1.0)), **{**parts, **stages})
 
 
 def test_vae_replaces_only_what_it_is_told_and_reports_its_losses():
-    vae = PVReconVAE(2, CHANNELS, latent=8).eval()
+    vae = PVReconVAE(2, CHANNELS, VAEConfig(latent=8)).eval()
     features = [torch.randn(2, 6, CHANNELS, *size) for size in ((7, 13), (4, 7))]
     replace = torch.zeros(2, 6, dtype=torch.bool)
     replace[1, 2] = True
@@ -100,7 +89,7 @@ def test_a_trajectory_ahead_is_seen_by_the_front_camera_only():
 
 
 def test_planning_guided_completion_changes_missing_cameras_only(window):
-    stage = with_noise(PlanningGuidedCompletion(STRIDES, sigma=16.0, **SMALL))
+    stage = with_noise(planning(STRIDES))
     features = [torch.randn(1, 6, CHANNELS, -(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES]
     missing = torch.zeros(1, 6, dtype=torch.bool)
     frame = window.frames[-1]
@@ -119,7 +108,7 @@ def test_planning_guided_completion_changes_missing_cameras_only(window):
 
 
 def test_missing_cameras_borrow_from_present_ones_only(window):
-    stage = with_noise(PlanningGuidedCompletion((32,), sigma=16.0, **SMALL))
+    stage = with_noise(planning((32,)))
     features = torch.randn(1, 6, CHANNELS, 4, 7)
     missing = torch.zeros(1, 6, dtype=torch.bool)
     missing[0, [FRONT, BACK]] = True
@@ -193,4 +182,25 @@ def test_nobody_missing_gives_a_zero_loss_with_a_gradient():
 
 def test_a_temporal_stage_at_no_scale_of_the_backbone_is_refused():
     with pytest.raises(ValueError, match="temporal.stride is 64"):
-        cascade(temporal=MotionCompensatedTemporalCompletionV2(**SMALL, stride=64))
+        cascade(temporal=temporal(stride=64))
+
+
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_every_operation_runs_on_the_cascades_backend(window, monkeypatch, backend):
+    asked = []
+
+    def watched(operation):
+        def call(*arguments, **settings):
+            asked.append((operation.__name__, settings["backend"]))
+            return operation(*arguments, **settings)
+
+        return call
+
+    operations = ("cross_camera_attention", "gated_fusion", "multi_depth_warp", "trajectory_importance")
+    for module, name in itertools.product((attention, planning_guided, temporal_stage), operations):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    model = cascade(trajectory_dropout=0.0).train()
+    model.backend = backend
+    model(window, drop=["CAM_FRONT"])
+    assert set(asked) == {(name, backend) for name in operations}

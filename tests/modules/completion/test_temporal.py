@@ -1,22 +1,28 @@
 import pytest
 import torch
 
+from rigfuse.kernels import multi_depth_warp
+from rigfuse.modules.completion import temporal
 from rigfuse.modules.completion.temporal import (
     MotionCompensatedTemporalCompletion as V1,
 )
 from rigfuse.modules.completion.temporal import (
     MotionCompensatedTemporalCompletionV2 as V2,
 )
-from rigfuse.modules.completion.temporal import plan_attention
+from rigfuse.modules.completion.temporal import TemporalConfig, plan_attention
 from rigfuse.modules.rig import NUSCENES_CAMERAS, RigFrame
 from rigfuse.train.data import open_drives
 from support.networks import with_noise
 
-SMALL = dict(channels=32, heads=2, queue_length=2, kv_downsample=2, stride=64)
+SMALL = dict(heads=2, queue_length=2, kv_downsample=2, stride=64)
 SIZE = (14, 25)  # 900×1600 at stride 64
 FRONT, FRONT_LEFT, FRONT_RIGHT, BACK = (
     NUSCENES_CAMERAS.index(f"CAM_{name}") for name in ("FRONT", "FRONT_LEFT", "FRONT_RIGHT", "BACK")
 )
+
+
+def small(kind, cameras=NUSCENES_CAMERAS, backend=None, **settings):
+    return kind(32, TemporalConfig(**SMALL | settings), cameras=cameras, backend=backend)
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +54,26 @@ def run(module, frames, history, present, missing):
 
 
 def test_nothing_to_do_returns_the_input_bit_for_bit(frames):
-    module, features, missing = with_noise(V2(**SMALL)), maps(), missing_cameras((0, FRONT))
+    module, features, missing = with_noise(small(V2)), maps(), missing_cameras((0, FRONT))
     assert torch.equal(module(features, missing, frames[0]), features)  # no history
     assert torch.equal(module(features, NOBODY, frames[1]), features)  # nobody is missing
-    disabled = V2(**SMALL, enable=False)
+    disabled = small(V2, enable=False)
     run(disabled, frames, [features], features, missing)
     assert torch.equal(disabled(features, missing, frames[2]), features) and not disabled.history.frames
 
 
 def test_only_missing_cameras_change(frames):
     features, missing = maps(), missing_cameras((0, FRONT), (1, BACK), (1, FRONT_LEFT))
-    completed = run(with_noise(V1(**SMALL)), frames, [maps(), maps()], features, missing)
+    completed = run(with_noise(small(V1)), frames, [maps(), maps()], features, missing)
     assert torch.equal(completed[~missing], features[~missing])
     assert (completed[missing] - features[missing]).abs().flatten(1).amax(1).gt(1e-3).all()
 
 
 def test_weights_are_interchangeable_and_equal_topologies_agree(frames):
-    v1 = with_noise(V1(**SMALL, topology="neighbours"))
-    v2 = V2(**SMALL)
+    v1 = with_noise(small(V1, topology="neighbours"))
+    v2 = small(V2)
     v2.load_state_dict(v1.state_dict())
-    v1_global = V1(**SMALL)
+    v1_global = small(V1)
     v1_global.load_state_dict(v2.state_dict())
     history, features, missing = [maps(), maps()], maps(), missing_cameras((0, FRONT), (1, BACK))
     results = [run(module, frames, history, features, missing) for module in (v1, v2, v1_global)]
@@ -75,16 +81,16 @@ def test_weights_are_interchangeable_and_equal_topologies_agree(frames):
     assert not torch.allclose(results[0], results[2])
 
 
-def test_v2_reads_and_warps_only_what_its_table_names(frames):
+def test_v2_reads_and_warps_only_what_its_table_names(frames, monkeypatch):
     """FRONT's neighbours are FRONT_LEFT and FRONT_RIGHT: what BACK saw cannot matter, and is not warped."""
     warped = []
 
-    class Counting(V2):
-        def _warp(self, features, *geometry):
-            warped.append(features)
-            return super()._warp(features, *geometry)
+    def counting(features, *arguments, **settings):
+        warped.append(features)
+        return multi_depth_warp(features, *arguments, **settings)
 
-    module = with_noise(Counting(**SMALL))
+    monkeypatch.setattr(temporal, "multi_depth_warp", counting)
+    module = with_noise(small(V2))
     history, features, missing = maps(), maps(), missing_cameras((1, FRONT))
     first = run(module, frames, [history], features, missing)
     assert len(warped) == 1 and torch.equal(warped[0], history[1, [FRONT, FRONT_LEFT, FRONT_RIGHT]])
@@ -98,7 +104,7 @@ def test_v2_reads_and_warps_only_what_its_table_names(frames):
 
 
 def test_a_camera_missing_then_is_not_read(frames):
-    module, history, features = with_noise(V2(**SMALL)), maps(), maps()
+    module, history, features = with_noise(small(V2)), maps(), maps()
     missing = missing_cameras((0, FRONT))
 
     def complete(past):
@@ -112,7 +118,7 @@ def test_a_camera_missing_then_is_not_read(frames):
 
 
 def test_a_scene_change_ends_the_history_of_its_sample_only(frames):
-    module, features = with_noise(V1(**SMALL)), maps()
+    module, features = with_noise(small(V1)), maps()
     missing = missing_cameras((0, FRONT), (1, FRONT))
     past = frames[0]
     other_scene = RigFrame(past.image_T_ego, past.world_T_ego, past.timestamp, ("another", past.scene[1]))
@@ -123,7 +129,7 @@ def test_a_scene_change_ends_the_history_of_its_sample_only(frames):
 
 
 def test_samples_of_a_batch_do_not_see_one_another(frames):
-    module, history, features = with_noise(V2(**SMALL)), maps(), maps()
+    module, history, features = with_noise(small(V2)), maps(), maps()
     missing = missing_cameras((0, FRONT), (1, BACK))
     together = run(module, frames, [history], features, missing)
     alone = [RigFrame(f.image_T_ego[1:], f.world_T_ego[1:], f.timestamp[1:], f.scene[1:]) for f in frames]
@@ -131,7 +137,7 @@ def test_samples_of_a_batch_do_not_see_one_another(frames):
 
 
 def test_gradients_reach_every_parameter_and_stop_at_the_history(frames):
-    module = with_noise(V2(**SMALL))
+    module = with_noise(small(V2))
     history, features = maps(requires_grad=True), maps(requires_grad=True)
     missing = missing_cameras((0, FRONT), (1, BACK))
     completed = run(module, frames, [history], features, missing)
@@ -145,18 +151,17 @@ def test_gradients_reach_every_parameter_and_stop_at_the_history(frames):
     torch.testing.assert_close(features.grad[~missing], weight[~missing], rtol=0, atol=0)
 
 
-def test_a_standing_vehicle_is_reminded_of_what_it_saw(frames):
+def test_a_standing_vehicle_is_reminded_of_what_it_saw(frames, monkeypatch):
     """Identity motion and an own-camera topology: each key is a cell of the history, where it was."""
-    module = with_noise(V1(**SMALL, topology="own"))
+    module = with_noise(small(V1, topology="own"))
     seen = {}
 
-    class Watching(V1):
-        def _warp(self, features, projection, offsets, weights):
-            warped, coverage = super()._warp(features, projection, torch.zeros_like(offsets), weights)
-            seen.update(warped=warped, coverage=coverage)
-            return warped, coverage
+    def watching(*arguments, offsets, **settings):
+        warped, coverage = multi_depth_warp(*arguments, offsets=torch.zeros_like(offsets), **settings)
+        seen.update(warped=warped, coverage=coverage)
+        return warped, coverage
 
-    module.__class__ = Watching
+    monkeypatch.setattr(temporal, "multi_depth_warp", watching)
     standing = RigFrame(frames[0].image_T_ego, frames[0].world_T_ego, frames[0].timestamp + 0.5, frames[0].scene)
     history = maps()
     module(history, NOBODY, frames[0])
@@ -172,7 +177,7 @@ def test_an_untrained_network_remembers_what_the_camera_saw(frames):
         for i in range(3)
     ]
     older, newer, features, missing = maps(), maps(), maps(), missing_cameras((0, FRONT), (1, BACK))
-    module = V2(**SMALL)
+    module = small(V2)
     module(older, NOBODY, standing[0])
     module(newer, missing_cameras((1, BACK)), standing[1])
     completed = module(features, missing, standing[2])
@@ -183,8 +188,8 @@ def test_an_untrained_network_remembers_what_the_camera_saw(frames):
 
 def test_history_in_bfloat16_stays_close(frames):
     history, features, missing = [maps(), maps()], maps(), missing_cameras((0, FRONT))
-    narrow = with_noise(V2(**SMALL, history_dtype=torch.bfloat16))
-    wide = with_noise(V2(**SMALL))
+    narrow = with_noise(small(V2, history_dtype="bfloat16"))
+    wide = with_noise(small(V2))
     completed = [run(module, frames, history, features, missing) for module in (narrow, wide)]
     assert narrow.history.frames[0].features.dtype == torch.bfloat16 and completed[0].dtype == torch.float32
     torch.testing.assert_close(*completed, atol=0.1, rtol=0.05)
@@ -192,15 +197,15 @@ def test_history_in_bfloat16_stays_close(frames):
 
 def test_backends_agree(frames):
     history, features, missing = [maps()], maps(), missing_cameras((0, FRONT))
-    completed = [
-        run(with_noise(V2(**SMALL, backend=backend)), frames, history, features, missing)
-        for backend in ("torch", "triton")
-    ]
+    module, completed = with_noise(small(V2, backend="torch")), []
+    for backend in ("torch", "triton"):
+        module.backend = backend
+        completed.append(run(module, frames, history, features, missing))
     torch.testing.assert_close(*completed, atol=1e-4, rtol=1e-4)
 
 
 def test_autocast_and_channels_last(frames):
-    module = with_noise(V2(**SMALL))
+    module = with_noise(small(V2))
     history, features, missing = maps(), maps(), missing_cameras((0, FRONT))
     expected = run(module, frames, [history], features, missing)
     dense = features.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 6))
@@ -223,23 +228,23 @@ def test_autocast_and_channels_last(frames):
 def test_bad_input(frames, change, error, message):
     arguments = dict(features=maps(), missing=NOBODY, frame=frames[0])
     with pytest.raises(error, match=message):
-        V1(**SMALL)(**{**arguments, **change})
+        small(V1)(**{**arguments, **change})
 
 
 def test_bad_settings():
     for settings, message in [
+        (dict(topology="neighbors"), "no topology 'neighbors'; choose one of global, neighbours"),
         (dict(heads=5), "channels is 32, needs a multiple of heads"),
         (dict(kv_downsample=0), "kv_downsample is 0"),
         (dict(queue_length=0), "length is 0"),
-        (dict(topology="neighbors"), "neighbours"),
-        (dict(cameras=("CAM_FRONT", "CAM_TOP")), "CAM_TOP|CAM_FRONT_LEFT"),
+        (dict(topology="neighbours", cameras=("CAM_FRONT", "CAM_TOP")), "CAM_TOP|CAM_FRONT_LEFT"),
     ]:
         with pytest.raises(ValueError, match=message):
-            V2(**{**SMALL, **settings})
+            small(V1, **settings)
 
 
 def test_the_plan_lists_each_needed_map_once(frames):
-    module = V1(**SMALL, topology="global")
+    module = small(V1, topology="global")
     module(maps(), missing_cameras((0, BACK)), frames[0])
     module(maps(), NOBODY, frames[1])
     plan = plan_attention(missing_cameras((0, FRONT), (0, BACK)), module.history.frames, module._table)

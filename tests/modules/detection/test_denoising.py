@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from rigfuse.modules.cmt_aqr.head import encode_boxes
+from rigfuse.modules.detection.boxes import encode_boxes
 from rigfuse.modules.detection.denoising import BACKGROUND, make_denoising
 
 RANGE = (-51.2, -51.2, -3.0, 51.2, 51.2, 5.0)

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from rigfuse.modules.cmt_aqr.head import Predictions, TaskHeads, decode, encode_boxes
+from rigfuse.modules.cmt_aqr.head import TaskHeads
+from rigfuse.modules.detection.boxes import Predictions, decode, encode_boxes
 from rigfuse.modules.detection.denoising import make_denoising
 from rigfuse.modules.detection.losses import detection_losses, focal_loss, match
 
@@ -225,7 +226,7 @@ def overfit(steps):
     """Heads on fixed random states, as in training: denoising and matching queries, Adam, the experiment's weights."""
     torch.manual_seed(7)
     boxes, labels = truth(3, 2)
-    heads = TaskHeads(32, CLASSES, layers=2, hidden=16)
+    heads = TaskHeads(32, 2, classes=CLASSES, hidden=16)
     states, reference = torch.randn(2, 2, 6 + 8, 32), torch.rand(2, 8, 3)
     made = make_denoising(boxes, labels, 8, RANGE)
     reference = torch.cat([made.reference, reference], dim=1)

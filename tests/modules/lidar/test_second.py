@@ -3,19 +3,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rigfuse.modules.lidar.second import SECOND, SECONDNeck, SparseMiddleEncoder, VoxelEncoder, voxelize
+from rigfuse.modules.lidar.second import SECOND, LidarConfig, SECONDNeck, SparseMiddleEncoder
 from rigfuse.modules.lidar.sparse import SparseTensor
-
-RANGE, SIZE = (-6.4, -3.2, -3.0, 6.4, 3.2, 5.0), (0.2, 0.2, 0.5)  # x, y, z: 64 × 32 × 16 voxels
-GRID = (16, 32, 64)  # z, y, x
-NAN, INF = float("nan"), float("inf")
-
-
-def random_points(count=400, samples=2):
-    """Clusters inside the range, so that voxels hold several points, and a shell outside it."""
-    low, high = torch.tensor(RANGE).view(2, 3)
-    places = (torch.rand(count // 4, 3) * 1.2 - 0.1).repeat(4, 1) * (high - low) + low + 0.02 * torch.randn(count, 3)
-    return torch.cat([places, torch.randn(count, 2)], 1), torch.randint(samples, (count,))
+from rigfuse.modules.lidar.voxels import VoxelEncoder
+from rigfuse.modules.maps_layout import POINT_RANGE
+from support.lidar import GRID, RANGE, SIZE, random_points
 
 
 class Branch(nn.Module):
@@ -23,72 +15,13 @@ class Branch(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.voxels = VoxelEncoder(5, 4, point_range=RANGE, voxel_size=SIZE)
+        self.voxels = VoxelEncoder(RANGE, SIZE, channels=4)
         self.middle = SparseMiddleEncoder(4, GRID, channels=(4, 6, 8), blocks=1)
         self.second = SECOND(self.middle.out_channels, (8, 12), (1, 1))
         self.neck = SECONDNeck((8, 12), (8, 8))
 
     def forward(self, points, sample, batch_size=2):
         return self.neck(self.second(self.middle(self.voxels(points, sample, batch_size))))
-
-
-def test_voxelize_sorts_every_point_into_its_voxel():
-    points, sample = random_points()
-    points = points.double()
-    voxels = voxelize(points, sample, 2, RANGE, SIZE)
-    expected = {}  # one point after another, in plain Python
-    for point, b in zip(points.tolist(), sample.tolist()):
-        x, y, z = ((p - low) // size for p, low, size in zip(point, RANGE[:3], SIZE))
-        if 0 <= z < GRID[0] and 0 <= y < GRID[1] and 0 <= x < GRID[2]:
-            expected.setdefault((b, int(z), int(y), int(x)), []).append(point)
-    assert len(expected) < sum(map(len, expected.values())) < len(points)
-    assert [tuple(row) for row in voxels.coordinates.tolist()] == sorted(expected)
-    groups = voxels.points.split(voxels.lengths.tolist())
-    assert [group.tolist() for group in groups] == [expected[key] for key in sorted(expected)]
-
-
-def test_points_that_are_nowhere_are_dropped():
-    inside = torch.tensor([0.1, 0.1, 0.1, 1.0, 0.0])
-    bad = inside.repeat(14, 1)
-    for row, (column, value) in enumerate(
-        [(0, NAN), (1, INF), (2, -INF), (3, NAN), (4, INF), (0, 1e38), (1, -1e38), (0, 6.4), (1, 3.2), (2, 5.0)]
-        + [(0, -6.41), (1, -3.21), (2, -3.01), (0, 2.0**40)]
-    ):
-        bad[row, column] = value
-    voxels = voxelize(torch.cat([bad, inside[None]]), torch.zeros(15).long(), 1, RANGE, SIZE)
-    assert torch.equal(voxels.points, inside[None]) and voxels.lengths.tolist() == [1]
-    assert voxelize(torch.tensor([RANGE[:3]]), torch.zeros(1).long(), 1, RANGE, SIZE).coordinates.tolist() == [[0] * 4]
-    module = VoxelEncoder(point_range=RANGE, voxel_size=SIZE)
-    assert module(bad, torch.zeros(14).long(), 1).features.shape == (0, 16)
-
-
-def test_the_features_of_a_voxel():
-    module = VoxelEncoder(5, 16, point_range=RANGE, voxel_size=SIZE).double().eval()
-    nn.init.normal_(module.norm.running_mean)
-    points, sample = random_points()
-    points = points.double()
-    out = module(points, sample, 2)
-    voxels = voxelize(points, sample, 2, RANGE, SIZE)
-    rows = []
-    for group, (_, z, y, x) in zip(voxels.points.split(voxels.lengths.tolist()), voxels.coordinates.tolist()):
-        cell = torch.tensor([x, y, z], dtype=torch.float64)
-        center = torch.tensor(RANGE[:3], dtype=torch.float64) + (cell + 0.5) * torch.tensor(SIZE, dtype=torch.float64)
-        described = torch.cat([group, group[:, :3] - group[:, :3].mean(0), group[:, :3] - center], 1)
-        normalised = (module.linear(described) - module.norm.running_mean) / (1 + 1e-3) ** 0.5
-        rows.append(F.relu(normalised).amax(0))
-    torch.testing.assert_close(out.features, torch.stack(rows))
-    assert torch.equal(out.coordinates, voxels.coordinates) and out.spatial_shape == GRID
-
-
-def test_gradients_of_the_voxel_encoder():
-    points, sample = random_points(24, 1)
-    module = VoxelEncoder(5, 3, point_range=RANGE, voxel_size=SIZE).double()
-
-    def function(*parameters):
-        named = dict(zip((name for name, _ in module.named_parameters()), parameters))
-        return torch.func.functional_call(module, named, (points.double(), sample, 1)).features
-
-    assert torch.autograd.gradcheck(function, tuple(module.parameters()))
 
 
 def test_a_point_lights_up_its_cell():
@@ -106,11 +39,13 @@ def test_a_point_lights_up_its_cell():
 
 def test_sizes_of_the_configuration():
     with torch.device("meta"):
-        middle, second, neck = SparseMiddleEncoder(), SECOND(), SECONDNeck()
-        maps = second(torch.zeros(1, middle.out_channels, 128, 128))
-        assert middle.out_channels == 256 and VoxelEncoder().spatial_shape == middle.spatial_shape == (40, 1024, 1024)
+        branch = LidarConfig().build(POINT_RANGE, channels=256)
+        maps = branch.backbone(torch.zeros(1, branch.middle_encoder.out_channels, 128, 128))
+        assert branch.middle_encoder.out_channels == 256
+        assert branch.voxel_encoder.spatial_shape == branch.middle_encoder.spatial_shape == (40, 1024, 1024)
+        assert LidarConfig().bev_shape(POINT_RANGE) == (128, 128)
         assert [x.shape for x in maps] == [(1, 128, 128, 128), (1, 256, 64, 64)]
-        assert neck(maps).shape == (1, 512, 128, 128)
+        assert branch.neck(maps).shape == (1, 512, 128, 128)
     assert SparseMiddleEncoder(4, (8, 64, 64), channels=(4, 4, 4, 4), blocks=1).out_channels == 4
 
 
@@ -234,39 +169,13 @@ def test_the_neck_puts_maps_on_one_another():
     torch.testing.assert_close(neck([fine, coarse]), F.relu(torch.cat([first, second], 1) * scale))
 
 
-@pytest.mark.parametrize(
-    "change, error, message",
-    [
-        (dict(points=torch.zeros(3, 2)), ValueError, r"points has shape \(3, 2\), needs \(P, F\) with F ≥ 3"),
-        (dict(sample=torch.zeros(2).long()), ValueError, r"sample has shape \(2,\), needs \(P\) = \(3\)"),
-        (dict(points=torch.zeros(3, 5).half()), TypeError, "points is float16, needs float32, float64"),
-        (dict(sample=torch.zeros(3)), TypeError, "sample is float32, needs int64"),
-        (dict(sample=torch.tensor([0, 2, 1])), ValueError, "sample has values from 0 to 2, needs 0 to 1"),
-        (dict(sample=torch.tensor([0, -1, 1])), ValueError, "sample has values from -1 to 1"),
-        (dict(voxel_size=(0.3, 0.2, 0.5)), ValueError, "needs whole numbers above 0"),
-        (dict(voxel_size=(0.2, 0.2, 0.0)), ValueError, "needs six limits and three sizes above 0"),
-        (dict(point_range=RANGE[3:] + RANGE[:3]), ValueError, "needs whole numbers above 0"),
-        (dict(point_range=RANGE[:5]), ValueError, "needs six limits"),
-    ],
-)
-def test_bad_points(change, error, message):
-    points = dict(points=torch.zeros(3, 5), sample=torch.tensor([0, 0, 1]), batch_size=2)
-    arguments = dict(**points, point_range=RANGE, voxel_size=SIZE)
-    voxelize(**arguments)
-    with pytest.raises(error, match=message):
-        voxelize(**{**arguments, **change})
-
-
 def test_bad_settings():
-    encoder = VoxelEncoder(point_range=RANGE, voxel_size=SIZE)
-    with pytest.raises(ValueError, match=r"points has shape \(3, 4\), needs \(P, point_features\) = \(3, 5\)"):
-        encoder(torch.zeros(3, 4), torch.zeros(3).long(), 1)
-    voxels = encoder(torch.zeros(3, 5), torch.zeros(3).long(), 1)
-    with pytest.raises(ValueError, match=r"voxels has spatial_shape \(16, 32, 64\), needs \(40, 1024, 1024\)"):
-        SparseMiddleEncoder()(voxels)
+    voxels = VoxelEncoder(RANGE, SIZE, channels=4)(torch.zeros(3, 5), torch.zeros(3).long(), 1)
+    with pytest.raises(ValueError, match=r"voxels has spatial_shape \(16, 32, 64\), needs \(40, 64, 64\)"):
+        SparseMiddleEncoder(4, (40, 64, 64), (4, 4), 1)(voxels)
     with pytest.raises(ValueError, match=r"SECOND: .* layers \(5,\), .* needs one of each for each stage"):
-        SECOND(layers=(5,))
+        SECOND(4, (4, 4), (5,))
     with pytest.raises(ValueError, match=r"SECONDNeck: .* upsample \(1,\), needs one of each for each map"):
-        SECONDNeck(upsample=(1,))
+        SECONDNeck((4, 4), (4, 4), upsample=(1,))
     with pytest.raises(ValueError, match="maps has 1 maps, needs 2"):
-        SECONDNeck()([torch.zeros(1, 128, 2, 2)])
+        SECONDNeck((4, 4), (4, 4))([torch.zeros(1, 4, 2, 2)])

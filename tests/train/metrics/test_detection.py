@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rigfuse.modules.cmt_aqr.head import DETECTION_CLASSES, Detections
+from rigfuse.modules.detection.boxes import DETECTION_CLASSES, Detections
 from rigfuse.train.data import open_drives
 from rigfuse.train.data.nuscenes import open_nuscenes
 from rigfuse.train.metrics.detection import evaluate_detection, write_results

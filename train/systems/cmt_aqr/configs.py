@@ -89,7 +89,8 @@ def _without_scale(generation: str) -> DetectionExperiment:
 
 
 def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
-    """The same code with smaller numbers: a minute or two on two cores, and it learns. Random weights, so all train."""
+    """Takes smaller numbers for the same code: a minute or two on two cores, and it learns. Its weights are random, so
+    everything trains."""
     experiment = make()
     model, data, run, optim = experiment.model, experiment.data, experiment.run, experiment.optim
     data.image_size, data.sweeps, data.resize, data.cbgs = (96, 160), 1, (1.0, 1.0), False

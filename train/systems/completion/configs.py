@@ -13,6 +13,7 @@ from .experiment import CompletionExperiment
 def completion_v2() -> CompletionExperiment:
     """The documents' V2: 900×1600, ResNet-50, a missing camera attends to itself and its neighbours."""
     experiment = CompletionExperiment()
+    experiment.model.temporal.topology = "neighbours"
     experiment.optim.freeze = ("backbone",)
     experiment.optim.multipliers = {"temporal.offset": 0.02}  # at full rate the offsets wander and blur the warp
     experiment.run.amp = "bfloat16"
@@ -34,6 +35,7 @@ def completion_own() -> CompletionExperiment:
 
 
 def completion_v2_no_temporal() -> CompletionExperiment:
+    """Without stage 1."""
     experiment = completion_v2()
     experiment.model.temporal.enable = False
     experiment.optim.multipliers = {}
@@ -41,40 +43,42 @@ def completion_v2_no_temporal() -> CompletionExperiment:
 
 
 def completion_v2_no_vae() -> CompletionExperiment:
+    """Without stage 2."""
     experiment = completion_v2()
     experiment.model.vae.enable = False
     return experiment
 
 
 def completion_v2_no_planning() -> CompletionExperiment:
+    """Without stage 3."""
     experiment = completion_v2()
     experiment.model.planning.enable = False
     return experiment
 
 
 def completion_v2_kv8() -> CompletionExperiment:
-    """A quarter of the keys."""
+    """Attends to a quarter of the keys."""
     experiment = completion_v2()
     experiment.model.temporal.kv_downsample = 8
     return experiment
 
 
 def completion_v2_queue1() -> CompletionExperiment:
-    """One moment of history."""
+    """Has one moment of history."""
     experiment = completion_v2()
     experiment.model.temporal.queue_length = experiment.data.history = 1
     return experiment
 
 
 def completion_v2_far() -> CompletionExperiment:
-    """A third hypothesis for what is too far to move."""
+    """Adds a third depth hypothesis, for what is too far to move."""
     experiment = completion_v2()
     experiment.model.temporal.depths = (10.0, 30.0, 200.0)
     return experiment
 
 
 def _upstream(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
-    """At the size of SparseDrive's released model: 256×704, strides 4 to 32."""
+    """Takes the size of SparseDrive's released model: 256×704, strides 4 to 32."""
     experiment = make()
     experiment.data.image_size = (256, 704)
     experiment.data.resize = (1.0, 1.25)
@@ -84,7 +88,7 @@ def _upstream(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
 
 
 def _tiny(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
-    """The same code with smaller numbers: a few steps in seconds on two cores, and it learns."""
+    """Takes smaller numbers for the same code: a few steps in seconds on two cores, and it learns."""
     experiment = make()
     model, data, run = experiment.model, experiment.data, experiment.run
     data.image_size, data.history, data.resize = (96, 160), min(data.history, 2), (1.0, 1.0)

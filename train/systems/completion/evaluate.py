@@ -46,7 +46,8 @@ class Score:
 
 
 def scenarios(cameras: Sequence[str], history: int) -> list[Scenario]:
-    """Each camera alone, each pair of neighbours, and the front and back cameras lost for 1 … `history` moments."""
+    """Makes the scenarios: each camera alone, each pair of neighbours, and the front and back cameras lost for 1 …
+    `history` moments."""
     singles = [Scenario(name, (name,)) for name in cameras]
     neighbours = Topology.named("neighbours", cameras).attends
     pairs = [(a, b) for i, a in enumerate(cameras) for b in cameras[i + 1 :] if b in neighbours[a]]
@@ -66,7 +67,7 @@ class _Sums:
         self.values = torch.zeros(2, 4, dtype=torch.float64, device=device)  # error², true², cosines, cells
 
     def add(self, completed, true, corridor):
-        """completed, true: (Nq, C, H, W); corridor: (Nq, H, W) bool."""
+        """Adds cells: completed and true (Nq, C, H, W), corridor (Nq, H, W) bool."""
         completed, true = completed.float(), true.float()
         cells = torch.stack(
             [
@@ -80,7 +81,7 @@ class _Sums:
         self.values[1] += (cells * corridor).sum((1, 2, 3))
 
     def figures(self) -> list[float]:
-        """relative L2 and cosine of all cells, then of the corridor's."""
+        """The relative L2 error and the cosine of all cells, then of the corridor's."""
         error, true, cosine, count = self.values.unbind(1)
         return torch.stack([(error / true).sqrt(), cosine / count], dim=1).flatten().tolist()
 
@@ -92,7 +93,7 @@ def evaluate_completion(
     which: Sequence[Scenario],
     depths: Sequence[float] = (10.0, 30.0),
 ) -> list[Score]:
-    """Scores of every scenario, for the baselines and for the model (method "completed"), summed over all ranks.
+    """Scores every scenario, for the baselines and for the model (method "completed"), summed over all ranks.
 
     Args:
         model: put into evaluation: no VAE, no trajectory.
@@ -126,7 +127,7 @@ def _missing(scenario, cameras, window):
 
 
 def _restored(model, window, moments, black, missing, scenario, depths):
-    """Method → features of the present, for each stride (B, V, C, H, W)."""
+    """What each method makes of the present: for each stride (B, V, C, H, W)."""
     absent = missing[:, :, None, None, None]
     original = [torch.where(absent, dark, x) for dark, x in zip(black, moments[-1])]
     past = moments[: len(moments) - 1 - scenario.lost]  # those in which the absent cameras were there
@@ -157,7 +158,7 @@ def _restored(model, window, moments, black, missing, scenario, depths):
 def warp_rig(
     features: torch.Tensor, then: RigFrame, now: RigFrame, stride: int, depths: Sequence[float]
 ) -> torch.Tensor:
-    """Every camera's earlier features (B, V, C, H, W) moved to the present: the mean over the depths that see any."""
+    """Moves every camera's earlier features (B, V, C, H, W) to the present: the mean over the depths that see any."""
     then_T_now = torch.linalg.solve(then.world_T_ego, now.world_T_ego)[:, None]
     projection = relative_projection(now.image_T_ego, then.image_T_ego, then_T_now, stride=stride)
     flat = features.flatten(0, 1)
@@ -167,7 +168,7 @@ def warp_rig(
 
 
 def _corridor(window, stride, size):
-    """(B, V, H, W) bool: the cells near the ego's path."""
+    """The cells near the ego's path, (B, V, H, W) bool."""
     points, valid = project_trajectory(window.trajectory.cpu(), window.frames[-1], stride)
     device = window.images.device
     near = trajectory_importance(

@@ -1,4 +1,4 @@
-"""Plots of a record: loss curves, errors by camera, and a feature map before, after and true."""
+"""Pictures of completion: errors by camera, and a feature map before, after and true."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,35 +6,22 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from ....modules.completion.cascade import CompletionCascade, RigWindow
-from ...record import Run, run_cameras
-from .evaluate import BASELINES
+from ....modules.completion.cascade import CompletionCascade
+from ....modules.window import RigWindow
 
 
-def draw_losses(runs: Sequence[Run], path: Path) -> None:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
-    for run in runs:
-        points = [(line["step"], line["loss"]) for line in run.log if "loss" in line]
-        axes.plot(*zip(*points), label=run.folder.name)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+def draw_errors(errors: dict[str, torch.Tensor], cameras: Sequence[str], path: Path) -> None:
+    """Draws the relative error by missing camera: a bar for each method, the spread over runs as whiskers.
 
-
-def draw_errors(groups: dict[str, list[Run]], path: Path) -> None:
-    """Relative error by missing camera: one bar for each method, the spread over seeds as whiskers."""
-    everyone = [run for runs in groups.values() for run in runs]
-    cameras = run_cameras(everyone[0])
-    methods = {name: [(run, name) for run in everyone] for name in BASELINES}
-    methods |= {name: [(run, "completed") for run in runs] for name, runs in groups.items()}
+    errors: method → (cameras, runs).
+    """
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot(ylabel="relative L2 error")
-    width = 0.8 / len(methods)
-    for place, (name, sources) in enumerate(methods.items()):
-        values = torch.tensor([[run.figure(camera, method) for run, method in sources] for camera in cameras])
-        x = torch.arange(len(cameras)) + (place - len(methods) / 2 + 0.5) * width
-        error = values.std(1, correction=0) if len(sources) > 1 else None
-        axes.bar(x, values.mean(1), width, yerr=error, label=name)
+    width = 0.8 / len(errors)
+    for place, (method, values) in enumerate(errors.items()):
+        x = torch.arange(len(cameras)) + (place - len(errors) / 2 + 0.5) * width
+        deviation = values.std(1, correction=0) if values.shape[1] > 1 else None
+        axes.bar(x, values.mean(1), width, yerr=deviation, label=method)
     axes.set_xticks(range(len(cameras)), [camera.removeprefix("CAM_") for camera in cameras], fontsize=8)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
@@ -42,8 +29,8 @@ def draw_errors(groups: dict[str, list[Run]], path: Path) -> None:
 
 @torch.no_grad()
 def draw_features(model: CompletionCascade, window: RigWindow, cameras: Sequence[str], path: Path) -> None:
-    """For each camera, absent in turn: its image, and its features without completion, completed, and true. The three
-    strongest directions of the true features are red, green and blue."""
+    """Draws for each camera, absent in turn: its image, and its features without completion, completed, and true. The
+    three strongest directions of the true features are red, green and blue."""
     model.eval()
     scale = model.temporal_scale if model.temporal is not None else -1
     figure = Figure(figsize=(11, 1.9 * len(cameras)), layout="constrained")
@@ -68,7 +55,7 @@ def _image(image):
 
 
 def _coloured(maps):
-    """(C, H, W) each → (H, W, 3) in [0, 1], on the principal axes of the last one's cells."""
+    """Colours maps (C, H, W) by the principal axes of the last one's cells: (H, W, 3) in [0, 1] each."""
     cells = maps[-1].flatten(1).T.cpu()
     mean = cells.mean(0)
     axes = torch.linalg.svd(cells - mean, full_matrices=False).Vh[:3]

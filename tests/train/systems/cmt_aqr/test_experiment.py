@@ -6,17 +6,19 @@ import pytest
 import torch
 from torch import nn
 
+from rigfuse.modules.maps_layout import MapLayout
 from rigfuse.train import checkpoint
 from rigfuse.train import main as program
 from rigfuse.train.config import diff, to_dict
 from rigfuse.train.optim import parameter_groups, set_training
-from rigfuse.train.systems import detection, experiment
+from rigfuse.train.systems import experiment
+from rigfuse.train.systems.cmt_aqr.configs import EXPERIMENTS
 
 SIZE = "voxel0100_r50_800x320_cbgs"
 FULL = f"cmt_aqr_{SIZE}"
 TINY = f"{FULL}_tiny"
 FROZEN = ("img_backbone", "pts_backbone", "pts_voxel_encoder", "pts_middle_encoder")
-NAMES = [name for name in detection.EXPERIMENTS if not name.endswith("_tiny")]
+NAMES = [name for name in EXPERIMENTS if not name.endswith("_tiny")]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_the_maps_are_those_of_the_documents(full):
     maps = model.attention_bias_generator.maps
     assert [tuple(m) for m in maps] == [(128, 128, 5)] + [(20, 50, 8)] * 6
     assert model.reference_points.shape == (900, 3) and len(model.transformer.layers) == 6
-    assert model.query_embed.bev_shape == (128, 128) and model.query_embed.camera_shape == (20, 50)
+    assert model.layout == MapLayout()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from rigfuse.train import checkpoint
+from rigfuse.train import checkpoint, frozen
 from rigfuse.train import systems as configs
 from rigfuse.train.config import apply_options, to_dict
 from rigfuse.train.distributed import World
@@ -166,12 +166,12 @@ def test_where_nothing_was_trained_nothing_is_proven(run, capsys):
 def test_a_run_with_one_checkpoint_is_held_against_its_beginning(toy, tmp_path, capsys):
     experiment = apply_options(configs.experiment("toy"), ["run.epochs=1", "run.seed=7"])
     trainer = Trainer(experiment, tmp_path / "run", World())
-    begun = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    beginning = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.fit()
     status, printed = verify(capsys, tmp_path / "run")
     assert status == 0 and "(step 6) against the initial weights of seed 7" in printed.out
-    again = verify_frozen.initial(trainer.state_dict()["config"], None)
-    assert all(torch.equal(tensor, again.weights[name]) for name, tensor in begun.items())
+    again = frozen.initial(trainer.state_dict()["config"], None)
+    assert all(torch.equal(tensor, again.weights[name]) for name, tensor in beginning.items())
 
 
 def test_weights_of_another_run_belong_to_the_beginning(run, tmp_path, capsys):
@@ -188,17 +188,17 @@ def test_weights_of_another_run_belong_to_the_beginning(run, tmp_path, capsys):
 def test_the_beginning_of_a_real_run_is_made_again(tmp_path):
     options = ["data.scenes=1,1", "data.image_size=48,80", "loader.batch_size=8", "run.seed=3"]
     trainer = Trainer(apply_options(configs.experiment("completion_v2_tiny"), options), tmp_path, World())
-    again = verify_frozen.initial(trainer.state_dict()["config"], None)
-    hashes = {name: verify_frozen.sha256(tensor) for name, tensor in trainer.model.state_dict().items()}
-    assert hashes == {name: verify_frozen.sha256(tensor) for name, tensor in again.weights.items()}
+    again = frozen.initial(trainer.state_dict()["config"], None)
+    hashes = {name: frozen.sha256(tensor) for name, tensor in trainer.model.state_dict().items()}
+    assert hashes == {name: frozen.sha256(tensor) for name, tensor in again.weights.items()}
 
 
 def test_a_hash_is_of_values_and_dtype_not_of_the_memory_format():
     x = torch.randn(2, 3, 4, 5)
-    assert verify_frozen.sha256(x) == verify_frozen.sha256(x.contiguous(memory_format=torch.channels_last))
-    assert verify_frozen.sha256(x) != verify_frozen.sha256(x.to(torch.bfloat16))
-    assert verify_frozen.sha256(torch.tensor(0.0)) != verify_frozen.sha256(torch.tensor(-0.0))
-    assert verify_frozen.sha256(torch.empty(0)) == verify_frozen.sha256(torch.empty(0, 3))
+    assert frozen.sha256(x) == frozen.sha256(x.contiguous(memory_format=torch.channels_last))
+    assert frozen.sha256(x) != frozen.sha256(x.to(torch.bfloat16))
+    assert frozen.sha256(torch.tensor(0.0)) != frozen.sha256(torch.tensor(-0.0))
+    assert frozen.sha256(torch.empty(0)) == frozen.sha256(torch.empty(0, 3))
 
 
 @pytest.mark.parametrize("name", ["cmt_aqr", "cmt_aqr_unfrozen", "cmt_aqr_fixed"])
@@ -206,14 +206,14 @@ def test_what_the_detector_freezes(name):
     settings = configs.experiment(f"{name}_{SIZE}")
     with torch.device("meta"):
         model = settings.build_model()
-    frozen, everything = verify_frozen.frozen_names(model, settings), set(model.state_dict())
+    found, everything = frozen.frozen_names(model, settings), set(model.state_dict())
     branches = ("img_backbone.", "pts_backbone.", "pts_voxel_encoder.", "pts_middle_encoder.")
     expected = {each for each in everything if each.startswith(branches)}
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     expected |= {each for each in everything if each.startswith("pts_neck.") and each.endswith(statistics)}
     if name == "cmt_aqr_fixed":
         expected.add("attention_bias_generator.bias_scale")
-    assert frozen == (set() if name == "cmt_aqr_unfrozen" else expected)
+    assert found == (set() if name == "cmt_aqr_unfrozen" else expected)
 
 
 def test_mistakes_are_one_line(run, capsys, tmp_path):
@@ -239,6 +239,6 @@ def test_files_of_weights_may_be_gone(tmp_path):
     weights = settings.build_model().state_dict()
     settings.model.camera.weights = str(tmp_path / "gone")
     trained = weights | {"reference_points": weights["reference_points"] + 0.5}
-    states = [verify_frozen.State("x", step, own, to_dict(settings)) for step, own in enumerate((weights, trained))]
-    moved = {finding.name: finding.change for finding in verify_frozen.compare(*states) if finding.moved}
+    states = [frozen.State("x", step, each, to_dict(settings)) for step, each in enumerate((weights, trained))]
+    moved = {finding.name: finding.change for finding in frozen.compare(*states) if finding.moved}
     assert moved == {"reference_points": pytest.approx(0.5)}

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rigfuse.modules.cmt_aqr.head import DETECTION_CLASSES
+from rigfuse.modules.detection.boxes import DETECTION_CLASSES
 from rigfuse.train import checkpoint
 from rigfuse.train.config import to_dict
 from rigfuse.train.data.images import normalised
 from rigfuse.train.systems import experiment
+from rigfuse.train.systems.cmt_aqr import routing
 from rigfuse.train.tools import analyze_aqr_weights as tool
 
 TINY = "cmt_aqr_voxel0100_r50_800x320_cbgs_tiny"
@@ -131,8 +132,8 @@ def test_every_figure_is_that_found_by_hand(analysed, by_hand):
             change=sum(abs(a - b) for a, b in zip(values, both)) / len(values),
         )
         assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-6)
-    assert [counts[name] for name in tool.BINS] == [16, 16, 16, 32, 0]
-    assert counts["all"] == 80 and sum(counts[name] > 0 for name in tool.CLASSES) >= 3
+    assert [counts[name] for name in routing.BINS] == [16, 16, 16, 32, 0]
+    assert counts["all"] == 80 and sum(counts[name] > 0 for name in routing.CLASSES) >= 3
 
 
 def test_the_routing_is_seen_to_react(analysed):
@@ -160,7 +161,7 @@ def test_the_report_has_the_scale_the_tables_and_the_pictures(analysed, by_hand)
 
 def test_bins_begin_where_they_say_and_classes_end_with_background():
     distance = np.array([0, 9.99, 10, 39.99, 40, 1e4])
-    routed = tool.Routed({}, distance, np.array([0, 9, 10, 10, 0, 1]))
+    routed = routing.Routed({}, distance, np.array([0, 9, 10, 10, 0, 1]))
     groups = {name: members.nonzero()[0].tolist() for name, members in routed.groups().items() if members.any()}
     assert groups.pop("all") == list(range(6))
     assert groups == {"0–10 m": [0, 1], "10–20 m": [2], "30–40 m": [3], "40+ m": [4, 5]} | {
@@ -172,9 +173,9 @@ def test_bins_begin_where_they_say_and_classes_end_with_background():
 
 
 def test_statistics_of_known_weights():
-    found = tool.statistics(np.array([-1.0, -0.95, 0.0, 0.95, 1.0]))
+    found = routing.statistics(np.array([-1.0, -0.95, 0.0, 0.95, 1.0]))
     assert found["negative"] == found["saturated"] == 0.4 and found["mean"] == found["q50"] == 0.0
-    assert found["q25"] == -0.95 and found["count"] == 5 and tool.statistics(np.zeros(0)) == dict(count=0)
+    assert found["q25"] == -0.95 and found["count"] == 5 and routing.statistics(np.zeros(0)) == dict(count=0)
 
 
 def fails(capsys, *arguments):

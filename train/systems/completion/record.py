@@ -1,0 +1,141 @@
+"""What the record of completion runs has besides what every record has: scores by scenario, verdicts, pictures."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from ...record import RecordOptions, Run, by_config, markdown, spread
+from . import pictures
+from .evaluate import BASELINES, Score, evaluate_completion, scenarios
+
+SPEED, MEMORY, ACCURACY = 1.2, 0.7, 0.01  # what the documents expect of a whole run, V2 against V1
+
+
+@dataclass(frozen=True)
+class CompletionRun(Run):
+    """A run with its scores at the scale that stage 1 completes."""
+
+    scores: list[Score]
+
+    def figure(self, scenario: str, method: str, name: str = "relative_l2") -> float:
+        """One figure of one method in one scenario."""
+        return next(getattr(s, name) for s in self.scores if (s.scenario, s.method) == (scenario, method))
+
+    @property
+    def cameras(self) -> list[str]:
+        """The scenarios in which one camera is missing, and is missing only now."""
+        names = dict.fromkeys(score.scenario for score in self.scores)
+        return [name for name in names if name.isupper() and "+" not in name]
+
+    @property
+    def error(self) -> float:
+        """Mean relative L2 error of the completed features over the single cameras."""
+        return statistics.mean(self.figure(name, "completed") for name in self.cameras)
+
+
+def sections(runs: Sequence[Run], folder: Path, options: RecordOptions) -> list[str]:
+    """See `train.record`: tables of scores and verdicts; scores.json and the pictures go to the folder."""
+    scored = [score_run(run, options) for run in runs]
+    groups = by_config(scored)
+    scores = {str(run.folder): [asdict(score) for score in run.scores] for run in scored}
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    cameras = scored[0].cameras
+    pictures.draw_errors(_errors_by_camera(groups, cameras), cameras, folder / "errors.png")
+    _draw_features(scored[-1], folder / "features.png", options)
+    device = torch.cuda.get_device_name() if options.device.type == "cuda" else "CPU"
+    root = scored[0].settings.data.root
+    windows = Path(root).name if root else "the built-in drive"
+    return [
+        "## Completion of missing cameras: verdicts\n",
+        markdown(verdicts(groups)),
+        "## Relative L2 error of the absent cameras' features (0 = as if they were there)\n",
+        f"Evaluated on {device}, torch {torch.__version__}, validation windows of {windows}.\n",
+        markdown(scores_table(groups, "relative_l2")),
+        "## The same in the ego's corridor\n",
+        markdown(scores_table(groups, "corridor_relative_l2")),
+        "## Cosine similarity\n",
+        markdown(scores_table(groups, "cosine")),
+        "![errors](errors.png)\n\n![features](features.png)\n",
+    ]
+
+
+def score_run(run: Run, options: RecordOptions) -> CompletionRun:
+    """Evaluates a run's checkpoint on up to `options.windows` validation windows, spread evenly."""
+    settings, model = run.settings, run.saved.build_model(options.device)
+    _, validation = settings.build_data()
+    stride = max(1, len(validation) // options.windows)
+    chosen = list(islice(range(0, len(validation), stride), options.windows))
+
+    def batches():
+        for count, index in enumerate(chosen, 1):
+            options.progress(f"{run.folder.name}: window {count} of {len(chosen)}")
+            yield settings.collate([validation[0, index]]).to(options.device)
+
+    which = scenarios(model.dropout.cameras, settings.data.history)
+    scores = evaluate_completion(model, batches(), which, settings.model.temporal.depths)
+    scale = model.temporal.stride if model.temporal is not None else max(model.backbone.strides)
+    return CompletionRun(run.folder, run.saved, run.log, [score for score in scores if score.stride == scale])
+
+
+def _errors_by_camera(groups, cameras):
+    """Method → relative L2 error (cameras, runs): the baselines over all runs, then each configuration."""
+    everyone = [run for runs in groups.values() for run in runs]
+    methods = [(name, name, everyone) for name in BASELINES]
+    methods += [(name, "completed", runs) for name, runs in groups.items()]
+    return {
+        name: torch.tensor([[run.figure(camera, method) for run in runs] for camera in cameras])
+        for name, method, runs in methods
+    }
+
+
+def _draw_features(run, path, options):
+    """The features of the middle window of a run's validation set."""
+    _, validation = run.settings.build_data()
+    window = run.settings.collate([validation[0, len(validation) // 2]]).to(options.device)
+    pictures.draw_features(run.saved.build_model(options.device), window, ("CAM_FRONT", "CAM_BACK"), path)
+
+
+def scores_table(groups: dict[str, list[CompletionRun]], name: str) -> list[list[str]]:
+    """Scenario × method; figures are means over the seeds, with their spread."""
+    everyone = [run for runs in groups.values() for run in runs]
+    rows = [["scenario", *BASELINES, *groups]]
+    for scenario in dict.fromkeys(score.scenario for score in everyone[0].scores):
+        cells = [spread([run.figure(scenario, method, name) for run in everyone]) for method in BASELINES]
+        cells += [spread([run.figure(scenario, "completed", name) for run in runs]) for runs in groups.values()]
+        rows.append([scenario, *cells])
+    return rows
+
+
+def verdicts(groups: dict[str, list[CompletionRun]]) -> list[list[str]]:
+    """Each claim about V2 against V1, where exactly one experiment of each was run."""
+    pairs = [(name, name.replace("v2", "v1")) for name in groups if "v2" in name and name.replace("v2", "v1") in groups]
+    rows = [["claim", "figure", "verdict"]]
+    for v2, v1 in pairs:
+        speed, memory = (
+            statistics.mean(getattr(run, what) for run in groups[v2])
+            / statistics.mean(getattr(run, what) for run in groups[v1])
+            for what in ("speed", "memory")
+        )
+        rows.append([f"{v2}: speed of a whole run +20 to +40 %", f"× {speed:.2f}", _verdict(speed >= SPEED)])
+        rows.append([f"{v2}: memory of a whole run −30 to −50 %", f"× {memory:.2f}", _verdict(memory <= MEMORY)])
+        rows.append([f"{v2}: completion as good as V1's", *_as_good(groups[v1], groups[v2])])
+    return rows
+
+
+def _as_good(v1: Sequence[CompletionRun], v2: Sequence[CompletionRun]) -> tuple[str, str]:
+    """Compares the errors over the single cameras: equal if within 1 %, or within the spread of V1's seeds."""
+    errors = [[run.error for run in runs] for runs in (v1, v2)]
+    difference = statistics.mean(errors[1]) - statistics.mean(errors[0])
+    noise = statistics.stdev(errors[0]) if len(errors[0]) > 1 else 0.0
+    allowed = max(ACCURACY * statistics.mean(errors[0]), 2 * noise)
+    text = f"relative L2 {spread(errors[1])} against {spread(errors[0])}, {difference:+.4f} (allowed ± {allowed:.4f})"
+    return text, _verdict(difference <= allowed)
+
+
+def _verdict(holds: bool) -> str:
+    return "holds" if holds else "does not hold"
