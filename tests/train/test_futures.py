@@ -18,7 +18,7 @@ from rigfuse.train.data.futures import (
 )
 from rigfuse.train.data.moments import Box, Moment
 from rigfuse.train.data.nuscenes import open_nuscenes
-from rigfuse.train.world.poses import rigid, rotation_z
+from rigfuse.train.data.poses import rigid, rotation_z
 
 
 def turning(number=20, rate=0.1, speed=4.0, period=0.5, world=np.eye(4)):

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
+from ..data.poses import rigid, rotation_xyz, rotation_z
 from .casting import Placed
 from .ground import Ground
 from .paths import Motion, boxes_meet, drive, still, stroll
-from .poses import rigid, rotation_xyz, rotation_z
 from .shading import Light
 from .shapes import body_for
 from .town import LANE, PARKING, WALKWAY, build_town

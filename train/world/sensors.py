@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from ...modules.rig import nuscenes_like_rig
+from ..data.poses import from_row, inverse, rigid, rotation_z, to_quaternion
 from .casting import Pinhole, Scanner, cast
-from .poses import from_row, inverse, rigid, rotation_z, to_quaternion
 from .scene import REACH, Actor, Scene
 from .shading import noise, picture
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from .poses import to_quaternion
+from ..data.poses import to_quaternion
 from .scene import PERIOD, TOWNS, Scene
 from .sensors import EGO_T_LIDAR, EXPOSURE, LIDAR, Camera, box_of, near
 

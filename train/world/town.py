@@ -5,9 +5,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..data.poses import rotation_z
 from .casting import Placed
 from .paths import Path, bezier
-from .poses import rotation_z
 from .shading import convex_hull
 from .shapes import billboard, building, lamp_post, tree
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rigfuse.train.data.poses import from_row, inverse, rigid, rotation_xyz, to_quaternion, to_rotation
 from rigfuse.train.tools.make_world import main
 from rigfuse.train.world import WorldSettings, check_world, draw_over, make_world, read_depth
 from rigfuse.train.world.casting import Pinhole, Placed, cast
-from rigfuse.train.world.poses import from_row, inverse, rigid, rotation_xyz, to_quaternion, to_rotation
 from rigfuse.train.world.scene import Scene
 from rigfuse.train.world.sensors import default_cameras
 from rigfuse.train.world.shading import picture
@@ -422,7 +422,7 @@ def test_the_command_explains_itself_and_refuses_in_one_line(world, capsys, tmp_
     assert "--out" in refused("--scenes", 3)
     assert "--seed" in refused("--over", world, "--out", tmp_path / "a", "--seed", 3)
     assert "multiple of 16" in refused("--out", tmp_path / "a", "--width", 333)
-    assert "no folder with tables" in refused("--over", tmp_path, "--out", tmp_path / "a")
+    assert "no folder in it (like v1.0-mini) has the tables" in refused("--over", tmp_path, "--out", tmp_path / "a")
     assert "choose from world-0000" in refused("--over", world, "--out", tmp_path / "a", "--only", "scene-x")
     assert main(["--check", str(world)]) == 0
     with pytest.raises(SystemExit):
