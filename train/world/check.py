@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from .poses import from_row, inverse
+from .rigid import from_row, inverse
 from .sensors import LIDAR, points_inside, read_depth
 from .tables import PLACES, depth_name
 

@@ -18,12 +18,13 @@ import numpy as np
 from .casting import Pinhole, Placed, cast
 from .ground import Ground
 from .paths import Path as Curve
-from .poses import from_row, rotation_z, to_rotation
+from .processes import run_tasks
+from .rigid import from_row, rotation_z, to_rotation
 from .sensors import SHADOWS, write_depth, write_image
 from .shading import Light, picture
 from .shapes import body_for, building, tree
 from .tables import depth_name
-from .writer import CHUNK, fresh_folder, run_tasks, write_json
+from .writer import CHUNK, fresh_folder, write_json
 
 SIDE = 95.0  # metres of ground drawn round the way of the vehicle
 

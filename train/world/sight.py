@@ -1,0 +1,38 @@
+"""Whether the ego vehicle has a clear view of something, judged on the plan of the ground."""
+
+import numpy as np
+
+TALL = 0.6  # metres; lower bodies hide nothing
+
+
+class Sight:
+    """What may stand in the way of a view.
+
+    Args:
+        ego: the ego vehicle's `Motion`.
+        scenery: bodies that never move.
+    """
+
+    def __init__(self, ego, scenery):
+        self.ego = ego
+        self.fixed = np.array(
+            [
+                (*item.position[:2], np.arctan2(item.rotation[1, 0], item.rotation[0, 0]), *item.body.size)
+                for item in scenery
+            ]
+        ).reshape(-1, 6)
+
+    def sees(self, actor, t: float, reach: float, others) -> bool:
+        """Whether an actor is within `reach` metres at `t` seconds and no other body lies between."""
+        start, end = self.ego.at(t)[:2], actor.motion.at(t)[:2]
+        distance = np.hypot(*(end - start))
+        if not 2.0 < distance < reach:
+            return False
+        moving = [(*other.motion.at(t), *other.size) for other in others if other is not actor]
+        boxes = np.concatenate([np.array(moving).reshape(-1, 6), self.fixed])
+        boxes = boxes[(np.linalg.norm(boxes[:, :2] - start, axis=1) < reach + 20) & (boxes[:, 5] > TALL)]
+        points = start + np.linspace(0.02, 1 - 0.5 / distance, 40)[:, None] * (end - start)
+        delta = points[:, None] - boxes[:, :2]
+        c, s = np.cos(boxes[:, 2]), np.sin(boxes[:, 2])
+        along, across = delta[..., 0] * c + delta[..., 1] * s, delta[..., 1] * c - delta[..., 0] * s
+        return not ((np.abs(along) < boxes[:, 4] / 2) & (np.abs(across) < boxes[:, 3] / 2)).any()
