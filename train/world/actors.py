@@ -57,6 +57,13 @@ class Actor:
 
     def pose(self, t: float) -> tuple[np.ndarray, np.ndarray]:
         """Rotation (3, 3) and centre (3,) in the world at `t` seconds."""
+        return self._standing if self.motion.is_still else self._pose(t)
+
+    @cached_property
+    def _standing(self):
+        return self._pose(0.0)
+
+    def _pose(self, t):
         x, y, heading = self.motion.at(t)
         return rotation_z(heading), np.array([x, y, self.size[2] / 2])
 

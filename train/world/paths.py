@@ -62,6 +62,7 @@ class Motion:
 
     def __init__(self, path: Path, distance: np.ndarray):
         self.path, self.distance = path, distance
+        self.is_still = bool((distance == distance[0]).all())
 
     def travelled(self, t):
         """Arc length along the path at `t` seconds."""

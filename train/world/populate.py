@@ -12,7 +12,7 @@ from .traffic import WARM, Vehicle, simulate
 
 EGO_SIZE = (1.9, 4.6, 1.7)
 REACHED = 95.0  # metres from the ego vehicle's way within which a road is peopled
-TRAFFIC = 30  # vehicles in motion, at most
+TRAFFIC = 24  # vehicles in motion, at most
 KINDS = {  # of vehicles in traffic
     "vehicle.car": 70, "vehicle.truck": 9, "vehicle.bus.rigid": 5, "vehicle.motorcycle": 6, "vehicle.bicycle": 7,
     "vehicle.construction": 1, "vehicle.trailer": 3,
@@ -87,7 +87,7 @@ class _Crowd:
         size = size or draw_size(category, self.rng, ridden)
         seed = int(self.rng.integers(2**20))
         track = motion.at(self.times)
-        if boxes_meet(track, np.array(size[:2]) + gap, np.array(self.tracks), np.array(self.extents)).any():
+        if boxes_meet(track, np.array(size[:2]) + gap, np.array(self.tracks), np.array(self.extents)[:, :2]).any():
             return False
         self.actors.append(Actor(category, size, motion, seed, parked))
         self._remember(track, size)
@@ -95,7 +95,7 @@ class _Crowd:
 
     def _remember(self, track, size):
         self.tracks.append(track)
-        self.extents.append(np.array(size[:2]))
+        self.extents.append(np.array(size))
 
     def start_traffic(self):
         """Simulates the ego vehicle and those around it; of two that would touch, the later one is left out."""
@@ -267,37 +267,40 @@ class _Crowd:
 
     def show_every_class(self, scenery, times):
         """Puts one of each class that is nowhere in sight at a random spot beside the way."""
-        sight = Sight(self.ego, scenery)
+        sight = Sight(scenery)
         for category, reach in SHOWN.items():
             alike = "human" if category.startswith("human") else category
-            seen = (
-                sight.sees(actor, t, reach, self.actors)
-                for t in times[:: max(len(times) // 6, 1)]
-                for actor in self.actors
-                if actor.category.startswith(alike)
-            )
-            attempts = range(0 if any(seen) else 80)
-            any(self._try_to_show(category, times[self.rng.integers(len(times))], reach, sight) for _ in attempts)
+            like = [i for i, actor in enumerate(self.actors) if actor.category.startswith(alike)]
+            if not any(self._sees(sight, i, t, reach) for t in times[:: max(len(times) // 6, 1)] for i in like):
+                self._show(category, reach, times, sight)
 
-    def _try_to_show(self, category, t, reach, sight) -> bool:
-        rng, ego = self.rng, self.ego.at(t)[:2]
-        road = self.town.roads[self.close[rng.integers(len(self.close))]]
-        side, s = rng.choice([-1, 1]), rng.uniform(8, road.length - 8)
+    def _sees(self, sight, number, t, reach) -> bool:
+        """Whether the ego vehicle, the first of all tracks, sees actor `number`."""
+        at = round((t - self.times[0]) / (self.times[1] - self.times[0]))
+        rows = np.column_stack([np.array([track[at] for track in self.tracks]), np.array(self.extents)])
+        others = np.delete(rows[1:], number, axis=0)
+        return sight.sees(rows[0, :2], rows[number + 1, :2], reach, others)
+
+    def _show(self, category, reach, times, sight):
+        """Tries random spots beside roads near the way, at random times, until one is in sight."""
+        rng = self.rng
         large = category.startswith("vehicle") and "cycle" not in category
-        size = draw_size(category, rng)
-        if large and road.bay:
-            aside = max(road.edge + 0.12 + size[0] / 2, road.edge + 0.5 * road.bay)
-        else:
-            aside = road.half + (0.2 + size[0] / 2 if large else rng.uniform(0.6, 2.4))
-        x, y = road.point(s, side * aside)
-        if np.hypot(x - ego[0], y - ego[1]) > reach:
-            return False
-        turn = (0 if side < 0 else np.pi) + rng.normal(0, 0.05) if large else rng.uniform(0, 6.3)
-        motion = still(x, y, road.heading(s) + turn)
-        if not self.add(category, motion, size, parked=category.startswith("vehicle")):
-            return False
-        if sight.sees(self.actors[-1], t, reach, self.actors):
-            return True
-        for kept in (self.actors, self.tracks, self.extents):
-            kept.pop()
-        return False
+        for _ in range(12):
+            t, size = times[rng.integers(len(times))], draw_size(category, rng)
+            ego, spots = self.ego.at(t)[:2], []
+            for road in (self.town.roads[number] for number in self.close):
+                for s, side in zip(rng.uniform(8, road.length - 8, 16), rng.choice([-1, 1], 16)):
+                    if large and road.bay:
+                        aside = max(road.edge + 0.12 + size[0] / 2, road.edge + 0.5 * road.bay)
+                    else:
+                        aside = road.half + (0.2 + size[0] / 2 if large else rng.uniform(0.6, 2.4))
+                    turn = (0 if side < 0 else np.pi) + rng.normal(0, 0.05) if large else rng.uniform(0, 6.3)
+                    spots.append((*road.point(s, side * aside), road.heading(s) + turn))
+            spots = np.array(spots)
+            spots = spots[np.linalg.norm(spots[:, :2] - ego, axis=1) < reach]
+            for spot in spots[rng.permutation(len(spots))[:8]]:
+                if self.add(category, still(*spot), size, parked=category.startswith("vehicle")):
+                    if self._sees(sight, len(self.actors) - 1, t, reach):
+                        return
+                    for kept in (self.actors, self.tracks, self.extents):
+                        kept.pop()

@@ -19,7 +19,7 @@ Every record names its `town` as the log table does.
 """
 
 import numpy as np
-from shapely import MultiPoint
+import shapely
 
 from .markings import crossing_stripes
 from .scene import Scene
@@ -45,7 +45,7 @@ def _points(array):
 
 
 def _hull(vertices):
-    return _points(MultiPoint(vertices[:, :2]).convex_hull.exterior.coords[:-1])
+    return _points(shapely.get_coordinates(shapely.convex_hull(shapely.linestrings(vertices[:, :2])))[:-1])
 
 
 def _lines(scene):

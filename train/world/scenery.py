@@ -146,8 +146,11 @@ def _is_clear(town, centre, turn, size):
     points = (grid @ turn.T)[:, :2] + centre
     if (np.abs(points - town.nodes.mean(0)) > TILE / 2 - 8).any():
         return False
+    reach = np.hypot(*size[:2]) / 2 + WALKWAY + 10
     for road in town.roads:
         offset = points - road.start
+        if np.hypot(*(offset.mean(0) - road.along * road.length / 2)) > road.length / 2 + town.style.mouth + reach:
+            continue
         s = np.clip(offset @ road.along, -town.style.mouth, road.length + town.style.mouth)
         gap = np.linalg.norm(points - road.point(s, np.zeros(len(s))), axis=1)
         if (gap < road.half + WALKWAY + 0.4).any():

@@ -9,27 +9,28 @@ class Sight:
     """What may stand in the way of a view.
 
     Args:
-        ego: the ego vehicle's `Motion`.
         scenery: bodies that never move.
     """
 
-    def __init__(self, ego, scenery):
-        self.ego = ego
+    def __init__(self, scenery):
         self.fixed = np.array(
             [
                 (*item.position[:2], np.arctan2(item.rotation[1, 0], item.rotation[0, 0]), *item.body.size)
                 for item in scenery
+                if item.body.size[2] > TALL
             ]
         ).reshape(-1, 6)
 
-    def sees(self, actor, t: float, reach: float, others) -> bool:
-        """Whether an actor is within `reach` metres at `t` seconds and no other body lies between."""
-        start, end = self.ego.at(t)[:2], actor.motion.at(t)[:2]
+    def sees(self, start, end, reach: float, others) -> bool:
+        """Whether `end` (2,) is within `reach` metres of `start` and no other body lies between.
+
+        Args:
+            others: (N, 6) x, y, heading, width, length, height of bodies that move.
+        """
         distance = np.hypot(*(end - start))
         if not 2.0 < distance < reach:
             return False
-        moving = [(*other.motion.at(t), *other.size) for other in others if other is not actor]
-        boxes = np.concatenate([np.array(moving).reshape(-1, 6), self.fixed])
+        boxes = np.concatenate([others, self.fixed])
         boxes = boxes[(np.linalg.norm(boxes[:, :2] - start, axis=1) < reach + 20) & (boxes[:, 5] > TALL)]
         points = start + np.linspace(0.02, 1 - 0.5 / distance, 40)[:, None] * (end - start)
         delta = points[:, None] - boxes[:, :2]

@@ -9,7 +9,7 @@ from functools import lru_cache
 from math import isqrt
 
 import numpy as np
-from shapely import MultiPoint
+import shapely
 
 from .paths import Path, bezier
 
@@ -100,7 +100,7 @@ class Road:
 
     def line(self, s0, s1, t) -> np.ndarray:
         """(N, 2) the way from `s0` to `s1` at one `t`; two points where the road is straight."""
-        count = 1 if not self.bend else max(int(np.ceil(abs(s1 - s0) / 2.0)), 1)
+        count = 1 if not self.bend else max(int(np.ceil(abs(s1 - s0))), 1)
         return self.point(np.linspace(s0, s1, count + 1), np.full(count + 1, float(t)))
 
     def strip(self, s0, s1, t0, t1) -> np.ndarray:
@@ -197,17 +197,28 @@ def build_town(seed: int, number: int, style: str, slot: int) -> Town:
         for direction in (1, -1)
         for i in range(road.lanes)
     ]
+    connectors = _connect(roads, lanes)
     junctions, signals = [], {}
     for node in range(len(nodes)):
         meeting = [road for road in roads if node in road.nodes]
-        mouths = [
-            road.point(np.full(2, 0.0 if node == road.nodes[0] else road.length), np.array([-1, 1]) * road.half)
-            for road in meeting
-        ]
-        junctions.append(np.array(MultiPoint(np.concatenate(mouths)).convex_hull.exterior.coords[:-1]))
+        junctions.append(_junction(node, meeting, roads, lanes, connectors))
         if rng.random() < style.signals and len(meeting) > 2:
             signals[node] = Signal(rng.uniform(0, 24))
-    return Town(style, nodes, roads, junctions, lanes, _connect(roads, lanes), signals)
+    return Town(style, nodes, roads, junctions, lanes, connectors, signals)
+
+
+def _junction(node, meeting, roads, lanes, connectors):
+    """The hull of the mouths of a junction's roads and of the ways through it."""
+    points = [
+        road.point(np.full(2, 0.0 if node == road.nodes[0] else road.length), np.array([-1, 1]) * road.half)
+        for road in meeting
+    ]
+    for connector in connectors:
+        source = lanes[connector.source]
+        if roads[source.road].nodes[1 if source.direction > 0 else 0] == node:
+            way, aside = Path(connector.points), roads[source.road].lane / 2 + 0.2
+            points += [way.shifted(aside).points[1:-1], way.shifted(-aside).points[1:-1]]
+    return shapely.get_coordinates(shapely.convex_hull(shapely.linestrings(np.concatenate(points))))[:-1]
 
 
 def _thin(pairs, rng):

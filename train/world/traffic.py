@@ -146,7 +146,7 @@ class _Traffic:
         if self.gate[i] < len(gates):
             gate = gates[self.gate[i]]
             distance = gate.end - STOP_AT - front
-            if distance < 2.2 * self.speed[i] + 5:
+            if distance < needed + 0.9 * self.speed[i] + 5:
                 if distance < needed - 0.5 or self._may_enter(i, gate, t):
                     self.owner.setdefault(gate.connector, []).append(i)
                     self.held[i].append(self.gate[i])
