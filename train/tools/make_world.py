@@ -11,7 +11,7 @@ A world is a folder in nuScenes' format, version v1.0-mini, that nuscenes-devkit
 boxes of ten classes that drive, turn, wait and walk, and maps. Beyond nuScenes it has
 
     depth/                     the exact depth of every picture, 16-bit PNG, metres × 256
-    maps/markings/             lines of nine types, signs, speed bumps, parking slots, walls (format: train/world/records.py)
+    maps/markings/             lines of nine types, signs, bumps, parking slots, solids; see train/world/records.py
     v1.0-mini/splits.json      world_train, world_val and world_all; every fifth scene, from the second on, validates
     summary.json               what is in it: settings, scenes, samples, boxes by category, map elements
 
@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     # Each process draws on its own; threads inside them would only get in each other's way.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    was_there = _is_filled(options.out)
     earlier = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return report(options.check) if options.check else make(options)
@@ -100,12 +101,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"make_world: {error}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        left = "" if options.check else f"; {options.out} was not written"
-        print(f"make_world: stopped{left}", file=sys.stderr)
+        written = not was_there and _is_filled(options.out)
+        where = "" if options.check else f"; {options.out} is {'whole, but not checked' if written else 'not written'}"
+        print(f"make_world: stopped{where}", file=sys.stderr)
         return 128 + stop.args[0]
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def _is_filled(folder: str | None) -> bool:
+    return folder is not None and os.path.isdir(folder) and bool(os.listdir(folder))
 
 
 def _stop(number, frame):

@@ -69,7 +69,7 @@ def draw_over(root: str | Path, out: str | Path, scenes=None, samples=None, work
     Raises:
         FileNotFoundError: `root` has no tables, or a map expansion is missing.
         FileExistsError: `out` exists and is not empty.
-        ValueError: an unknown scene, or a file name in the tables that leaves the root.
+        ValueError: an unknown scene, nothing to draw, or a file name in the tables that leaves the root.
     """
     root = Path(root)
     tables_folder, tables = _read_tables(root)
@@ -85,12 +85,10 @@ def draw_over(root: str | Path, out: str | Path, scenes=None, samples=None, work
             drive, shots, there, beyond = _plan(root, tables, scene, samples if chosen else 0)
             real, absent = real + there, absent + beyond
             tasks += [(folder, drive, shots[i : i + 6 * CHUNK]) for i in range(0, len(shots), 6 * CHUNK)]
-        total = sum(len(task[2]) for task in tasks)
-        done, drawn = 0, [shot.filename for task in tasks for shot in task[2]]
-        for number, _ in run_tasks(_draw, tasks, workers):
-            done += len(tasks[number][2])
-            if progress:
-                progress(done, total)
+        drawn = [shot.filename for task in tasks for shot in task[2]]
+        if not tasks:
+            raise ValueError(f"{root} lacks no picture of what is asked for; there is nothing to draw")
+        run_tasks(_draw, tasks, workers, progress, [len(task[2]) for task in tasks])
         note = "Drawn pictures show real geometry with made-up surfaces. nuScenes' terms of use hold for all files."
         write_json(folder / "provenance.json", {"note": note, "real": real, "drawn": drawn, "absent": absent})
 
@@ -147,7 +145,10 @@ def _plan(root, tables, scene, samples):
         else:
             shots.append(_shot(tables, row, pose, boxes[row["sample_token"]]))
     shots.sort(key=lambda shot: PurePosixPath(shot.filename).name.rsplit("__", 1)[-1])
-    location = tables["log"][scene["log_token"]]["location"]
+    log = tables["log"][scene["log_token"]]
+    location = log["location"]
+    if PurePosixPath(location).name != location:
+        raise ValueError(f"log {log['token']}: location {location!r} is no name of a map")
     obstacles = {tuple(np.round(row["translation"][:2], 0)) for rows in boxes.values() for row in rows}
     map_file = root / "maps" / "expansion" / f"{location}.json"
     return Drive(scene["name"], map_file, tuple(way), tuple(sorted(obstacles))), shots, real, absent

@@ -22,7 +22,7 @@ from .town import STYLES
 
 VERSION = "v1.0-mini"  # the devkit's default, so that every tool for nuScenes opens a world as it is
 LONGEST = 120.0  # seconds
-CHUNK = 5  # samples a process renders at a time
+CHUNK = 3  # samples a process renders at a time
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,12 @@ def _render(folder, settings, cameras, workers, progress):
         for index in range(settings.scenes)
         for first in range(0, settings.samples, CHUNK)
     ]
-    counts = [[None] * settings.samples for _ in range(settings.scenes)]
-    done = 0
     tasks = [(folder, settings, cameras, index, samples) for index, samples in chunks]
-    for number, results in run_tasks(_render_chunk, tasks, workers):
-        index, samples = chunks[number]
-        for k, result in zip(samples, results):
-            counts[index][k] = result
-        done += len(samples)
-        if progress:
-            progress(done, settings.scenes * settings.samples)
+    results = run_tasks(_render_chunk, tasks, workers, progress, [len(samples) for _, samples in chunks])
+    counts = [[None] * settings.samples for _ in range(settings.scenes)]
+    for (index, samples), result in zip(chunks, results):
+        for k, count in zip(samples, result):
+            counts[index][k] = count
     return counts
 
 
