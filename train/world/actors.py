@@ -11,6 +11,7 @@ from .shapes import body_for
 
 RIDER = 1.75  # metres, the height of a bicycle or motorcycle that somebody rides
 MOVING = 0.2  # m/s
+LIFT = 0.005  # metres from the ground to a box, so that returns from the ground are never in it
 # Width, length, height in metres and how common it is, for kinds of each category that differ in size.
 MODELS = {
     "vehicle.car": (
@@ -65,7 +66,7 @@ class Actor:
 
     def _pose(self, t):
         x, y, heading = self.motion.at(t)
-        return rotation_z(heading), np.array([x, y, self.size[2] / 2])
+        return rotation_z(heading), np.array([x, y, self.size[2] / 2 + LIFT])
 
     def attribute(self, t: float) -> str | None:
         """nuScenes' attribute at `t` seconds; None for classes that have none."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from .actors import Actor, draw_size
 from .paths import Motion, Path, boxes_meet, still, stroll
+from .scenery import obstacles
 from .sight import Sight
 from .town import WALKWAY, Town, find_route
 from .traffic import WARM, Vehicle, simulate
@@ -24,8 +25,8 @@ PARKED = {
 # A short drive still has each of the ten detection classes: one is put in sight within so many metres where none is.
 SHOWN = {
     "vehicle.car": 30, "vehicle.truck": 35, "vehicle.trailer": 35, "vehicle.bus.rigid": 35, "vehicle.construction": 32,
-    "vehicle.motorcycle": 24, "vehicle.bicycle": 22, "human.pedestrian.adult": 22, "movable_object.trafficcone": 14,
-    "movable_object.barrier": 20,
+    "vehicle.motorcycle": 24, "vehicle.bicycle": 22, "human.pedestrian.adult": 22, "movable_object.trafficcone": 18,
+    "movable_object.barrier": 22,
 }  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def populate(town: Town, markings, scenery, times, duration: float, rng) -> Popu
         scenery: what already stands there.
         rng: source of everything random.
     """
-    crowd = _Crowd(town, markings, duration, rng)
+    crowd = _Crowd(town, markings, scenery, duration, rng)
     crowd.start_traffic()
     for _ in range(1 + (duration > 15)):
         crowd.build_site()
@@ -60,9 +61,10 @@ def _draw(kinds, rng) -> str:
 
 
 class _Crowd:
-    def __init__(self, town, markings, duration, rng):
+    def __init__(self, town, markings, scenery, duration, rng):
         self.town, self.markings, self.duration, self.rng = town, markings, duration, rng
         self.times = np.arange(-0.5, duration + 0.5, 0.25)
+        self.fixed = obstacles(scenery)
         self.actors: list[Actor] = []
         self.tracks, self.extents = [], []
         self.cruise = rng.uniform(*town.style.speeds)
@@ -87,11 +89,21 @@ class _Crowd:
         size = size or draw_size(category, self.rng, ridden)
         seed = int(self.rng.integers(2**20))
         track = motion.at(self.times)
-        if boxes_meet(track, np.array(size[:2]) + gap, np.array(self.tracks), np.array(self.extents)[:, :2]).any():
+        if self._met(track, np.array(size[:2]) + gap).any() or self._stands_in_something(track, size):
             return False
         self.actors.append(Actor(category, size, motion, seed, parked))
         self._remember(track, size)
         return True
+
+    def _met(self, track, size):
+        """Which tracks, the ego vehicle's first, a box on a track would touch."""
+        return boxes_meet(track, size, np.array(self.tracks), np.array(self.extents)[:, :2])
+
+    def _stands_in_something(self, track, size) -> bool:
+        near = np.linalg.norm(self.fixed[:, :2] - track[0, :2], axis=1) < 30 + np.ptp(track[:, :2], axis=0).sum()
+        boxes = self.fixed[near]
+        others = np.broadcast_to(boxes[:, None, :3], (len(boxes), len(track), 3))
+        return bool(boxes_meet(track, np.array(size[:2]) + 0.1, others, boxes[:, 3:]).any())
 
     def _remember(self, track, size):
         self.tracks.append(track)
@@ -106,12 +118,10 @@ class _Crowd:
         self.ego = motions[0]
         self._remember(self.ego.at(self.times), EGO_SIZE)
         for number, (vehicle, motion) in enumerate(zip(vehicles[1:], motions[1:]), 1):
-            before = len(self.actors)
             if self.add(vehicle.category, motion, vehicle.size) and number in trailers:
                 size, behind = trailers[number]
                 if not self.add("vehicle.trailer", Motion(motion.path, motion.distance - behind), size, gap=0.0):
-                    for kept in (self.actors, self.tracks, self.extents):
-                        del kept[before - len(self.actors) :]
+                    self._remove(len(self.actors) - 1)
         for category, motion in crossers:
             self.add(category, motion)
 
@@ -225,7 +235,7 @@ class _Crowd:
         """Vehicles in the slots of a road; long ones take several."""
         rng, road = self.rng, self.town.roads[number]
         for side in (-1, 1):
-            full = rng.uniform(0.25, 0.75)
+            full = rng.uniform(0.35, 0.85)
             for slot in (slot for slot in self.markings.slots if slot.road == number and slot.side == side):
                 if rng.random() < full:
                     self._park_in(road, slot, _draw(PARKED, rng))
@@ -251,7 +261,7 @@ class _Crowd:
         """People and bicycles on the walkways of a road."""
         rng, road = self.rng, self.town.roads[number]
         for side in (-1, 1):
-            for _ in range(rng.integers(1, 5)):
+            for _ in range(rng.integers(0, 4)):
                 line = road.line(0, road.length, side * (road.half + rng.uniform(1.5, WALKWAY - 0.4)))
                 speed = rng.uniform(0.8, 1.7) if rng.random() < 0.75 else 0.0
                 begin = rng.uniform(0, max(road.length - speed * (self.duration + 1), 1.0))
@@ -268,7 +278,7 @@ class _Crowd:
     def show_every_class(self, scenery, times):
         """Puts one of each class that is nowhere in sight at a random spot beside the way."""
         sight = Sight(scenery)
-        for category, reach in SHOWN.items():
+        for category, reach in [*SHOWN.items()] * 2:  # what comes later may hide what came before
             alike = "human" if category.startswith("human") else category
             like = [i for i, actor in enumerate(self.actors) if actor.category.startswith(alike)]
             if not any(self._sees(sight, i, t, reach) for t in times[:: max(len(times) // 6, 1)] for i in like):
@@ -279,28 +289,54 @@ class _Crowd:
         at = round((t - self.times[0]) / (self.times[1] - self.times[0]))
         rows = np.column_stack([np.array([track[at] for track in self.tracks]), np.array(self.extents)])
         others = np.delete(rows[1:], number, axis=0)
-        return sight.sees(rows[0, :2], rows[number + 1, :2], reach, others)
+        return sight.sees(rows[0, :2], rows[number + 1], reach, others)
 
     def _show(self, category, reach, times, sight):
         """Tries random spots beside roads near the way, at random times, until one is in sight."""
         rng = self.rng
-        large = category.startswith("vehicle") and "cycle" not in category
-        for _ in range(12):
+        for _ in range(16):
             t, size = times[rng.integers(len(times))], draw_size(category, rng)
-            ego, spots = self.ego.at(t)[:2], []
-            for road in (self.town.roads[number] for number in self.close):
-                for s, side in zip(rng.uniform(8, road.length - 8, 16), rng.choice([-1, 1], 16)):
-                    if large and road.bay:
-                        aside = max(road.edge + 0.12 + size[0] / 2, road.edge + 0.5 * road.bay)
-                    else:
-                        aside = road.half + (0.2 + size[0] / 2 if large else rng.uniform(0.6, 2.4))
-                    turn = (0 if side < 0 else np.pi) + rng.normal(0, 0.05) if large else rng.uniform(0, 6.3)
-                    spots.append((*road.point(s, side * aside), road.heading(s) + turn))
-            spots = np.array(spots)
-            spots = spots[np.linalg.norm(spots[:, :2] - ego, axis=1) < reach]
-            for spot in spots[rng.permutation(len(spots))[:8]]:
-                if self.add(category, still(*spot), size, parked=category.startswith("vehicle")):
+            spots = self._spots(category, size)
+            spots = spots[np.linalg.norm(spots[:, :2] - self.ego.at(t)[:2], axis=1) < reach]
+            for spot in spots[rng.permutation(len(spots))[:12]]:
+                motion, before = still(*spot), len(self.actors)
+                towed = self._tow_away(motion, size)
+                if self.add(category, motion, size, parked=category.startswith("vehicle")):
                     if self._sees(sight, len(self.actors) - 1, t, reach):
                         return
-                    for kept in (self.actors, self.tracks, self.extents):
-                        kept.pop()
+                    self._remove(len(self.actors) - 1)
+                for actor in towed:
+                    self.actors.append(actor)
+                    self._remember(actor.motion.at(self.times), actor.size)
+                assert len(self.actors) == before
+
+    def _spots(self, category, size):
+        """(N, 3) x, y, heading of places where one of a category may stand: in a bay or on a walkway."""
+        rng, spots = self.rng, []
+        large = category.startswith("vehicle") and "cycle" not in category
+        for road in (self.town.roads[number] for number in self.close):
+            s, side = rng.uniform(8, road.length - 8, 50), rng.choice([-1, 1], 50)
+            in_bay = max(road.edge + 0.12 + size[0] / 2, road.edge + 0.5 * road.bay)
+            if large:
+                aside = np.full(50, in_bay if road.bay else road.half + 0.2 + size[0] / 2)
+                turn = np.where(side < 0, 0, np.pi) + rng.normal(0, 0.05, 50)
+            else:
+                beside = rng.uniform(road.edge + 0.5, road.half - 0.4, 50) if road.bay else road.half + 0.6
+                aside = np.where(rng.random(50) < 0.6, beside, road.half + rng.uniform(0.6, 2.4, 50))
+                turn = rng.uniform(0, 6.3, 50)
+            points = [road.point(*place) for place in zip(s, side * aside)]
+            spots.append(np.column_stack([points, road.heading(s) + turn]))
+        return np.concatenate(spots)
+
+    def _tow_away(self, motion, size) -> list[Actor]:
+        """Makes room where nothing but parked cars is in the way; those that went."""
+        hit = np.flatnonzero(self._met(motion.at(self.times), np.array(size[:2]) + 0.3)) - 1  # the first is the ego
+        if any(i < 0 or not self.actors[i].parked or self.actors[i].category != "vehicle.car" for i in hit):
+            return []
+        towed = [self.actors[i] for i in hit]
+        for i in sorted(hit, reverse=True):
+            self._remove(i)
+        return towed
+
+    def _remove(self, number):
+        del self.actors[number], self.tracks[number + 1], self.extents[number + 1]

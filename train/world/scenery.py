@@ -9,6 +9,9 @@ from .rigid import rotation_z
 from .shapes import building, tree
 from .town import TILE, WALKWAY, Road, Town
 
+KERB = 0.8  # metres from the kerb to the trees and lamps beside it
+UNDER = 4.1  # metres; nothing that drives or walks is taller
+
 
 def furnish(town: Town, markings: Markings, rng) -> list[Placed]:
     """Everything that stands in a town and never moves, but for the signals."""
@@ -19,9 +22,9 @@ def furnish(town: Town, markings: Markings, rng) -> list[Placed]:
         for left in (-1, 1):
             scenery += _frontage(town, road, left, _is_park(road, left, parks), rng)
             for s in np.arange(8 + rng.uniform(0, 4), road.length - 8, 13.0):
-                point = road.point(s, left * (road.half + 0.9))
+                point = road.point(s, left * (road.half + KERB))
                 if rng.random() < 0.6:
-                    kind, body = "tree", tree(rng.uniform(5.5, 8.5), int(rng.integers(2**31)))
+                    kind, body = "tree", tree(rng.uniform(10, 12.5), int(rng.integers(2**31)))
                     turn = rotation_z(rng.uniform(0, 6.3))
                 else:
                     kind, body = "lamp", lamp_post(rng.uniform(6.5, 8), int(rng.integers(2**31)))
@@ -42,6 +45,21 @@ def signal_posts(town: Town) -> list[tuple[int, int, dict[str, Placed]]]:
             bodies = {state: _stand("signal", signal_post(state), turn, point) for state in ("green", "yellow", "red")}
             posts.append((node, town.group(number), bodies))
     return posts
+
+
+def obstacles(scenery: list[Placed]) -> np.ndarray:
+    """(N, 5) x, y, heading, width, length of what stands in the way of whoever is lower than `UNDER`."""
+    rows = []
+    for item in scenery:
+        if item.kind == "speed_bump":
+            continue
+        starts = item.body.vertex_starts
+        parts = [item.body.vertices[a:b] for a, b in zip(starts[:-1], starts[1:])]
+        low = np.concatenate([part for part in parts if part[:, 2].min() + item.position[2] < UNDER])[:, :2]
+        middle = item.rotation[:2, :2] @ (low.min(0) + low.max(0)) / 2 + item.position[:2]
+        heading = np.arctan2(item.rotation[1, 0], item.rotation[0, 0])
+        rows.append((*middle, heading, *np.ptp(low, axis=0)[::-1]))
+    return np.array(rows).reshape(-1, 5)
 
 
 def post_s(road: Road, end: int) -> float:

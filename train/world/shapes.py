@@ -292,13 +292,14 @@ def building(width: float, depth: float, height: float, seed: int) -> Body:
 
 
 def tree(height: float, seed: int) -> Body:
+    """A tree whose leaves begin above 0.42 of its height."""
     rng = np.random.default_rng([seed, 13])
     green = tuple(np.array([0.20, 0.34, 0.12]) * rng.uniform(0.7, 1.25, 3))
     leaves = Look(green, tuple(1.3 * c for c in green), 13, 13, (0.7, 0.7), jitter=0.6, hue=0.08, grain=0.75)
     trunk = Look((0.30, 0.23, 0.17), (0.22, 0.17, 0.12), columns=3, rows=12, fill=(0.6, 0.8), jitter=0.4, grain=0.3)
-    spread = 0.24 * height
+    spread = 0.2 * height
     parts = [cylinder(2, (0, 0, -0.25 * height), 0.035 * height + 0.04, 0.5 * height, trunk, sides=8)]
-    for centre in ((0, 0, 0.24), (0.5, 0.3, 0.06), (-0.45, 0.4, 0.10), (0.1, -0.55, 0.04)):
+    for centre in ((0, 0, 0.30), (0.5, 0.3, 0.16), (-0.45, 0.4, 0.20), (0.1, -0.55, 0.14)):
         middle = np.array([centre[0] * spread, centre[1] * spread, centre[2] * height]) + rng.normal(0, 0.1, 3)
         parts.append(ball(middle, spread * rng.uniform([0.7, 0.7, 0.6], [0.95, 0.95, 0.8]), leaves))
     return Body(parts, (2.2 * spread, 2.2 * spread, height))

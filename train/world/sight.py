@@ -2,7 +2,7 @@
 
 import numpy as np
 
-TALL = 0.6  # metres; lower bodies hide nothing
+ROOF = 1.8  # metres
 
 
 class Sight:
@@ -17,23 +17,25 @@ class Sight:
             [
                 (*item.position[:2], np.arctan2(item.rotation[1, 0], item.rotation[0, 0]), *item.body.size)
                 for item in scenery
-                if item.body.size[2] > TALL
+                if item.kind != "speed_bump"
             ]
         ).reshape(-1, 6)
 
-    def sees(self, start, end, reach: float, others) -> bool:
-        """Whether `end` (2,) is within `reach` metres of `start` and no other body lies between.
+    def sees(self, start, target, reach: float, others) -> bool:
+        """Whether the roof sensor at `start` (2,) has a clear view of a target within `reach` metres.
 
         Args:
-            others: (N, 6) x, y, heading, width, length, height of bodies that move.
+            target, others: (6,) and (N, 6) x, y, heading, width, length, height of it and of bodies that move.
         """
-        distance = np.hypot(*(end - start))
+        distance = np.hypot(*(target[:2] - start))
         if not 2.0 < distance < reach:
             return False
         boxes = np.concatenate([others, self.fixed])
-        boxes = boxes[(np.linalg.norm(boxes[:, :2] - start, axis=1) < reach + 20) & (boxes[:, 5] > TALL)]
-        points = start + np.linspace(0.02, 1 - 0.5 / distance, 40)[:, None] * (end - start)
-        delta = points[:, None] - boxes[:, :2]
-        c, s = np.cos(boxes[:, 2]), np.sin(boxes[:, 2])
+        boxes = boxes[np.linalg.norm(boxes[:, :2] - start, axis=1) < reach + 20]
+        share = np.linspace(0.02, 1 - 0.5 / distance, 40)[:, None]
+        delta = start + share * (target[:2] - start) - boxes[:, None, :2]
+        c, s = np.cos(boxes[:, 2:3]), np.sin(boxes[:, 2:3])
         along, across = delta[..., 0] * c + delta[..., 1] * s, delta[..., 1] * c - delta[..., 0] * s
-        return not ((np.abs(along) < boxes[:, 4] / 2) & (np.abs(across) < boxes[:, 3] / 2)).any()
+        inside = (np.abs(along) < boxes[:, 4:5] / 2) & (np.abs(across) < boxes[:, 3:4] / 2)
+        ray = ROOF + share.T * (0.6 * target[5] - ROOF)
+        return not (inside & (ray < boxes[:, 5:6])).any()
