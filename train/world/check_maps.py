@@ -45,7 +45,7 @@ def _check_expansion(checker, name, expansion, towns):
         broken = sum(not polygon.is_valid for polygon in polygons_of(expansion, layer))
         if broken:
             checker.complain("map polygons", f"{name}: {broken} of {layer} cross themselves")
-    area = unary_union(polygons_of(expansion, "road_segment"))
+    area = unary_union(polygons_of(expansion, "road_segment") + polygons_of(expansion, "lane"))
     parts = list(getattr(area, "geoms", [area]))
     if len(parts) != len(towns):
         checker.complain("drivable area", f"{name}: it has {len(parts)} parts and {len(towns)} towns")
@@ -53,7 +53,7 @@ def _check_expansion(checker, name, expansion, towns):
     small = [hole for hole in holes if hole < SMALLEST_HOLE]
     if small:
         checker.complain("drivable area", f"{name}: {len(small)} holes, the smallest of {min(small):.2g} m²")
-    for layer, slack in (("lane", 1e-3), ("lane_connector", 1e-3), ("ped_crossing", 0.02), ("stop_line", 0.02)):
+    for layer, slack in (("lane_connector", 1e-3), ("ped_crossing", 0.02), ("stop_line", 0.02)):
         outside = sum(not area.buffer(slack).covers(polygon) for polygon in polygons_of(expansion, layer))
         if outside:
             checker.complain("drivable area", f"{name}: {outside} of {layer} leave it")

@@ -57,7 +57,7 @@ class Line:
         return SEGMENT_TYPES.get((self.kind, self.colour), "NIL")
 
     def pieces(self):
-        """(metres to the left, width, [(from, to), …]) of each sub-line, as arc lengths from the start of the line."""
+        """(metres to the left, width, [(from, to), …]) of each sub-line, in metres of s from the start of the line."""
         length = abs(self.s1 - self.s0)
         for left, width, dash in LINE_TYPES[self.kind]:
             if dash is None:
@@ -193,6 +193,16 @@ def _mark_slots(result, town, number, road):
         result.slot_lines += [(number, float(s - 0.06), float(s + 0.06), *bay) for s in edges]
 
 
+def bump_bands(road: Road, bump: Bump):
+    """The two painted bands along the sides of a speed bump."""
+    heading = road.heading(bump.s)
+    ahead = np.array([np.cos(heading), np.sin(heading)])
+    across = np.array([-ahead[1], ahead[0]]) * road.edge
+    for side in (-1, 1):
+        near, far = (side * (0.5 * bump.length + reach) * ahead for reach in (0.08, 0.32))
+        yield road.point(bump.s, 0.0) + [near - across, far - across, far + across, near + across]
+
+
 def crossing_stripes(road: Road, s0: float, s1: float):
     """(s0, s1, t0, t1) of the bars of a pedestrian crossing."""
     return [(s0, s1, float(t), float(t + 0.5)) for t in np.arange(-road.half + 0.4, road.half - 0.6, 1.0)]
@@ -231,10 +241,7 @@ def paint_of(town: Town, markings: Markings) -> list[tuple[str, np.ndarray, bool
     for sign in markings.signs:
         paint += [("white", shape, True) for shape in sign.shapes(roads[sign.road])[1]]
     for bump in markings.bumps:
-        road = roads[bump.road]
-        for side in (-1, 1):
-            s = bump.s + side * (0.5 * bump.length + 0.2)
-            paint.append(("yellow", road.strip(s - 0.12, s + 0.12, -road.edge, road.edge), True))
+        paint += [("yellow", band, True) for band in bump_bands(roads[bump.road], bump)]
     return paint
 
 

@@ -25,7 +25,7 @@ PARKED = {
 # A short drive still has each of the ten detection classes: one is put in sight within so many metres where none is.
 SHOWN = {
     "vehicle.car": 30, "vehicle.truck": 35, "vehicle.trailer": 35, "vehicle.bus.rigid": 35, "vehicle.construction": 32,
-    "vehicle.motorcycle": 24, "vehicle.bicycle": 22, "human.pedestrian.adult": 22, "movable_object.trafficcone": 18,
+    "vehicle.motorcycle": 24, "vehicle.bicycle": 22, "human.pedestrian.adult": 22, "movable_object.trafficcone": 16,
     "movable_object.barrier": 22,
 }  # fmt: skip
 
@@ -294,8 +294,9 @@ class _Crowd:
     def _show(self, category, reach, times, sight):
         """Tries random spots beside roads near the way, at random times, until one is in sight."""
         rng = self.rng
-        for _ in range(16):
-            t, size = times[rng.integers(len(times))], draw_size(category, rng)
+        for _ in range(25):
+            t = times[rng.integers(len(times))]
+            size = max(draw_size(category, rng), draw_size(category, rng), key=lambda size: size[2])
             spots = self._spots(category, size)
             spots = spots[np.linalg.norm(spots[:, :2] - self.ego.at(t)[:2], axis=1) < reach]
             for spot in spots[rng.permutation(len(spots))[:12]]:
@@ -318,7 +319,7 @@ class _Crowd:
             s, side = rng.uniform(8, road.length - 8, 50), rng.choice([-1, 1], 50)
             in_bay = max(road.edge + 0.12 + size[0] / 2, road.edge + 0.5 * road.bay)
             if large:
-                aside = np.full(50, in_bay if road.bay else road.half + 0.2 + size[0] / 2)
+                aside = np.full(50, in_bay if road.bay else road.half - 0.15 - size[0] / 2)  # or stands at the kerb
                 turn = np.where(side < 0, 0, np.pi) + rng.normal(0, 0.05, 50)
             else:
                 beside = rng.uniform(road.edge + 0.5, road.half - 0.4, 50) if road.bay else road.half + 0.6

@@ -51,14 +51,17 @@ def _hull(vertices):
 def _lines(scene):
     for line in scene.markings.lines:
         road = scene.town.roads[line.road]
+        points = road.line(line.s0, line.s1, line.t)
+        arc = np.r_[0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
+        along = np.linspace(0, abs(line.s1 - line.s0), len(points))  # pieces are measured along the straight
         yield {
             "type": line.kind,
             "colour": line.colour,
             "role": line.role,
             "segment_type": line.segment_type,
-            "points": _points(road.line(line.s0, line.s1, line.t)),
+            "points": _points(points),
             "sublines": [
-                {"offset": left, "width": width, "painted": np.round(painted, 4).tolist()}
+                {"offset": left, "width": width, "painted": np.interp(painted, along, arc).round(4).tolist()}
                 for left, width, painted in line.pieces()
             ],
         }

@@ -209,8 +209,8 @@ def build_town(seed: int, number: int, style: str, slot: int) -> Town:
 
 def _junction(node, meeting, roads, lanes, connectors):
     """The hull of the mouths of a junction's roads and of the ways through it."""
-    points = [
-        road.point(np.full(2, 0.0 if node == road.nodes[0] else road.length), np.array([-1, 1]) * road.half)
+    points = [  # a little inside the roads, so that their union has no slits
+        road.point(np.full(2, 0.2 if node == road.nodes[0] else road.length - 0.2), np.array([-1, 1]) * road.half)
         for road in meeting
     ]
     for connector in connectors:
