@@ -11,14 +11,14 @@ import numpy as np
 from .town import Road, Town
 
 # Sub-lines of each type, from left to right along the line: metres to its left, width, (painted, gap) or None.
-NARROW, TWIN, BROAD, DASH = 0.15, 0.12, 0.35, (3.0, 4.5)
+NARROW, TWIN, BROAD, DASH = 0.15, 0.14, 0.35, (3.0, 4.5)
 LINE_TYPES = {
     "SolidLine": ((0.0, NARROW, None),),
-    "DoubleSolidLine": ((0.15, TWIN, None), (-0.15, TWIN, None)),
+    "DoubleSolidLine": ((0.17, TWIN, None), (-0.17, TWIN, None)),
     "DashedLine": ((0.0, NARROW, DASH),),
-    "DoubleDashedLine": ((0.15, TWIN, DASH), (-0.15, TWIN, DASH)),
-    "RightSolidLeftDashed": ((0.15, TWIN, DASH), (-0.15, TWIN, None)),
-    "LeftSolidRightDashed": ((0.15, TWIN, None), (-0.15, TWIN, DASH)),
+    "DoubleDashedLine": ((0.17, TWIN, DASH), (-0.17, TWIN, DASH)),
+    "RightSolidLeftDashed": ((0.17, TWIN, DASH), (-0.17, TWIN, None)),
+    "LeftSolidRightDashed": ((0.17, TWIN, None), (-0.17, TWIN, DASH)),
     "WideSolidLine": ((0.0, BROAD, None),),
     "WideDashedLine": ((0.0, BROAD, (3.0, 3.0)),),
     "ShortDashedLine": ((0.0, NARROW, (1.0, 1.0)),),

@@ -8,12 +8,13 @@ LONG = 6.0  # seconds that a future lasts
 ELEMENTS = ("lane", "lane_connector", "road_divider", "lane_divider", "ped_crossing", "stop_line", "traffic_light")
 
 
-def summarise(root: Path, version: str) -> dict:
+def summarise(root: Path, version: str, future: float = LONG) -> dict:
     """Counts of scenes, samples, boxes by category, futures, map elements and markings; plain JSON.
 
     Args:
         root: the world's folder.
         version: the folder in it with the tables.
+        future: seconds that a box has to be followed on for its future to count.
     """
     read = {
         name: json.loads((root / version / f"{name}.json").read_text())
@@ -28,7 +29,7 @@ def summarise(root: Path, version: str) -> dict:
     for row in read["sample_annotation"]:
         instance = by_token["instance"][row["instance_token"]]
         boxes[by_token["category"][instance["category_token"]]["name"]] += 1
-        futures += last[row["instance_token"]] - times[row["sample_token"]] >= LONG * 1e6 - 1
+        futures += last[row["instance_token"]] - times[row["sample_token"]] >= future * 1e6 - 1
     elements, markings = Counter(), Counter()
     for path in sorted((root / "maps" / "expansion").glob("*.json")):
         content = json.loads(path.read_text())
