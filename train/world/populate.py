@@ -44,8 +44,11 @@ def populate(town: Town, markings, scenery, times, duration: float, rng) -> Popu
         scenery: what already stands there.
         rng: source of everything random.
     """
-    crowd = _Crowd(town, markings, scenery, duration, rng)
-    crowd.start_traffic()
+    for _ in range(5):  # a drive begins with a vehicle that drives
+        crowd = _Crowd(town, markings, scenery, duration, rng)
+        crowd.start_traffic()
+        if crowd.ego.travelled(1.5) - crowd.ego.travelled(0.0) > 3:
+            break
     for _ in range(1 + (duration > 15)):
         crowd.build_site()
     for road in crowd.close:

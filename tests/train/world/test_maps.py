@@ -198,7 +198,9 @@ def test_solids_and_bumps_are_where_the_lidar_meets_them(world, rows):
         outlines = [Polygon(row["outline"]) for row in rows_here]
         heights = np.array([row["height"] for row in rows_here])
         assert all(o.buffer(0.01).covers(Polygon(row["footprint"])) for o, row in zip(outlines, rows_here))
-        point, solid = shapely.STRtree(outlines).query(shapely.points(points[:, :2]), predicate="within")
+        point, solid = shapely.STRtree([outline.buffer(0.05) for outline in outlines]).query(
+            shapely.points(points[:, :2]), predicate="within"
+        )
         highest = np.zeros(len(points))
         np.maximum.at(highest, point, heights[solid])
         inside = np.unique(point)
