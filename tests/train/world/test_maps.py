@@ -228,32 +228,36 @@ def test_a_bump_is_solid_and_as_high_as_recorded(town, record):
         assert np.median(heights) == pytest.approx(row["height"], abs=0.01)
 
 
+def stripes_and_gaps(content, town):
+    """Areas painted with broad lines and crossing bars, and the asphalt close beside them."""
+    lines, crossings = ([row for row in content[layer] if row["town"] == town] for layer in ("lines", "crossings"))
+    solid = [row for row in lines if row["type"] in ("WideSolidLine", "SolidLine")]
+    painted = [LineString(row["points"]).buffer(row["sublines"][0]["width"] / 2 - 0.03) for row in solid]
+    painted = unary_union(painted + [Polygon(bar).buffer(-0.03) for row in crossings for bar in row["bars"]])
+    other = unary_union([LineString(row["points"]).buffer(0.4) for row in lines])
+    return painted, painted.buffer(0.8).difference(painted.buffer(0.15)).difference(other)
+
+
 def test_pictures_show_the_paint_where_the_map_has_it(world, rows):
-    """Brightness of the pixels whose ground point, by the depth on disk, is on a stripe, against 0.9 m aside."""
+    """Brightness of the pixels whose ground point, by the depth on disk, is on paint, against those close beside it."""
     poses = {row["token"]: row for row in rows("ego_pose")}
     mounts = {row["token"]: row for row in rows("calibrated_sensor")}
-    logs = {row["logfile"]: row for row in rows("log")}
-    on, off = [], []
-    for row in rows("sample_data"):
-        if not row["width"]:
-            continue
-        log = logs[row["filename"].split("/")[2].split("__")[0]]
+    areas = {}
+    for log in rows("log"):
         content = json.loads((world / "maps" / "markings" / f"{log['location']}.json").read_text())
-        solid = [
-            r for r in content["lines"] if r["town"] == log["town"] and r["type"] in ("WideSolidLine", "SolidLine")
-        ]
-        stripes = unary_union([LineString(r["points"]).buffer(r["sublines"][0]["width"] / 2 - 0.03) for r in solid])
+        areas[log["logfile"]] = stripes_and_gaps(content, log["town"])
+    on, off = [], []
+    for row in (row for row in rows("sample_data") if row["width"]):
+        painted, bare = areas[row["filename"].split("/")[2].split("__")[0]]
         mounted = mounts[row["calibrated_sensor_token"]]
         pose = from_row(poses[row["ego_pose_token"]]) @ from_row(mounted)
         view = Pinhole(pose, np.array(mounted["camera_intrinsic"]), row["width"], row["height"])
         depth = read_depth(world / depth_name(row["filename"])).ravel()
-        near = np.flatnonzero((depth > 0) & (depth < 12))
+        near = np.flatnonzero((depth > 0) & (depth < 14))
         points = view.origin[:, None] + view.directions(near) * depth[near]
-        ground = np.abs(points[2]) < 0.02
-        near, points = near[ground], points[:, ground]
-        grey = np.asarray(Image.open(world / row["filename"]).convert("L")).ravel()[near]
-        on.append(grey[within(stripes, points[:2].T)])
-        beside = stripes.buffer(0.9).difference(stripes.buffer(0.5))
-        off.append(grey[within(beside, points[:2].T)])
+        on_ground = np.abs(points[2]) < 0.03
+        grey = np.asarray(Image.open(world / row["filename"]).convert("L")).ravel()[near[on_ground]]
+        on.append(grey[within(painted, points[:2, on_ground].T)])
+        off.append(grey[within(bare, points[:2, on_ground].T)])
     on, off = np.concatenate(on), np.concatenate(off)
     assert len(on) > 100 and np.median(on) > np.median(off) + 40
