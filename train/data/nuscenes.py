@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...modules.poses import from_row, inverse
 from ...modules.rig import NUSCENES_CAMERAS, Camera, Rig
 from ..command_line import nearest
 from .can_bus import PoseMessages
 from .moments import Box, Drive, EgoState, Moment, Sweep
-from .poses import from_row, inverse
 from .tables import read_json, read_rows, read_tables
 
 _REFERENCE = "LIDAR_TOP"

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import torch.distributed as dist
 
 from ...modules.detection.boxes import DETECTION_CLASSES, Detections
+from ...modules.poses import from_row
 from ..data.nuscenes import evaluation_view, open_nuscenes, reference_row, scenes_of_split
-from ..data.poses import from_row
 from .submission import result_rows
 
 _ERRORS = dict(mATE="trans_err", mASE="scale_err", mAOE="orient_err", mAVE="vel_err", mAAE="attr_err")

@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from ...modules.poses import from_row
 from ..data.nuscenes import evaluation_view, open_nuscenes, reference_row, scenes_of_split
-from ..data.poses import from_row
 from .pooling import SampleResults
 from .submission import TRACKING_CLASSES, result_rows
 

@@ -15,17 +15,18 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ...modules.poses import from_row, rotation_z, to_rotation
 from ..data.nuscenes import tables_folder
-from ..data.poses import from_row, rotation_z, to_rotation
 from ..data.tables import read_tables
 from .casting import Pinhole, Placed, cast
 from .ground import Ground
 from .paths import Path as Curve
+from .processes import run_tasks
 from .sensors import SHADOWS, write_depth, write_image
 from .shading import Light, picture
 from .shapes import body_for, building, tree
 from .tables import depth_name
-from .writer import CHUNK, fresh_folder, run_tasks, write_json
+from .writer import CHUNK, fresh_folder, write_json
 
 SIDE = 95.0  # metres of ground drawn round the way of the vehicle
 
@@ -89,12 +90,8 @@ def draw_over(root: str | Path, out: str | Path, scenes=None, samples=None, work
     with fresh_folder(out) as folder:
         _take_over(root, folder, with_tables)
         tasks = [(folder, drive, shots) for drive, shots in plans]
-        total = sum(len(task[2]) for task in tasks)
-        done, drawn = 0, [shot.filename for task in tasks for shot in task[2]]
-        for number, _ in run_tasks(_draw, tasks, workers):
-            done += len(tasks[number][2])
-            if progress:
-                progress(done, total)
+        drawn = [shot.filename for task in tasks for shot in task[2]]
+        run_tasks(_draw, tasks, workers, progress, [len(task[2]) for task in tasks])
         note = "Drawn pictures show real geometry with made-up surfaces. nuScenes' terms of use hold for all files."
         write_json(folder / "provenance.json", {"note": note, "real": real, "drawn": drawn, "absent": absent})
 
@@ -141,7 +138,10 @@ def _plan(root, tables, scene, samples):
         else:
             shots.append(_shot(tables, row, pose, boxes[row["sample_token"]]))
     shots.sort(key=lambda shot: PurePosixPath(shot.filename).name.rsplit("__", 1)[-1])
-    location = tables["log"][scene["log_token"]]["location"]
+    log = tables["log"][scene["log_token"]]
+    location = log["location"]
+    if PurePosixPath(location).name != location:
+        raise ValueError(f"log {log['token']}: location {location!r} is no name of a map")
     obstacles = {tuple(np.round(row["translation"][:2], 0)) for rows in boxes.values() for row in rows}
     map_file = root / "maps" / "expansion" / f"{location}.json"
     return Drive(scene["name"], map_file, tuple(way), tuple(sorted(obstacles))), shots, real, absent

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rigfuse.train.data.poses import from_row
+from rigfuse.modules.poses import from_row
 from rigfuse.train.metrics.submission import CLASS_RANGES, result_rows
 from support.golden import golden_sets
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rigfuse.train.data.poses import from_row, inverse, rotation_xyz, rotation_z, to_quaternion, to_rotation
+from rigfuse.modules.poses import from_row, inverse, rotation_xyz, rotation_z, to_quaternion, to_rotation
 
 HALF = np.sqrt(0.5)
 

@@ -6,7 +6,8 @@ from scipy.spatial.transform import Rotation
 
 def rotation_z(yaw: float) -> np.ndarray:
     """(3, 3) rotation by `yaw` radians about the vertical axis."""
-    return Rotation.from_euler("z", yaw).as_matrix()
+    c, s = np.cos(yaw), np.sin(yaw)
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def rotation_xyz(roll: float, pitch: float, yaw: float) -> np.ndarray:
