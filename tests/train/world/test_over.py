@@ -44,16 +44,3 @@ def test_drawn_boxes_stand_where_they_are_annotated(over):
                     assert depth[v, u] < found.center[2] + 0.2, found.name
                     checked += abs(depth[v, u] - found.center[2]) < max(found.wlh) / 2 + 0.1
     assert checked >= 5
-
-
-def test_a_root_that_lacks_nothing_and_a_map_outside_it_are_refused(world, altered, rows, tmp_path):
-    with pytest.raises(ValueError, match="lacks no picture"):
-        draw_over(world, tmp_path / "out", workers=0)
-    path = altered / "v1.0-mini" / "log.json"
-    content = rows("log")
-    content[0]["location"] = "../../../outside"
-    path.unlink()
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="is no name of a map"):
-        draw_over(altered, tmp_path / "out", workers=0)
-    assert not (tmp_path / "out").exists()
