@@ -2,8 +2,8 @@
 
 import torch
 
-from ....kernels import trajectory_importance
-from .operation import Inputs, Operation
+from ...kernels import trajectory_importance
+from ..operation import Inputs, Operation
 
 SIGMA = 3.0
 
@@ -40,7 +40,7 @@ def eager(points, valid, like):
     return torch.exp(-nearest / (2 * SIGMA**2)).float()
 
 
-TRAJECTORY_IMPORTANCE = Operation(
+OPERATION = Operation(
     name="trajectory_importance",
     cases={
         "documents": dict(images=6, steps=12, height=28, width=50),
@@ -52,4 +52,5 @@ TRAJECTORY_IMPORTANCE = Operation(
     function=toolkit,
     eager=eager,
     quick=("documents", "documents-fine"),
+    matter=("batch-8",),
 )
