@@ -7,6 +7,7 @@
 | graph_ms | how long in a CUDA graph, without launches, caches warm? | GPU |
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binom
 
 from .workload import Call, Unavailable
 
@@ -54,7 +54,9 @@ def median_interval(samples) -> tuple[float, float]:
     It supposes nothing about how the samples are distributed. Fewer than six give the least and the largest.
     """
     ordered = np.sort(np.asarray(samples, dtype=float))
-    left_out = max(0, int(binom.ppf(0.025, len(ordered), 0.5)) - 1)
+    left_out, beyond = 0, 2.0 ** -len(ordered)  # the chance that the median lies beyond so many samples of one end
+    while (beyond := beyond + math.comb(len(ordered), left_out + 1) * 2.0 ** -len(ordered)) < 0.025:
+        left_out += 1
     return float(ordered[left_out]), float(ordered[-1 - left_out])
 
 

@@ -13,6 +13,7 @@ from .workload import MODES, Call, Unavailable, Workload
 
 SCOPE = "operation"
 TOOLKIT, PLAIN = "rigfuse", "eager"
+COMPILED = ("compile", "flex")  # peers that a compiler has to make first
 _LESSER = "lesser"
 
 
@@ -75,6 +76,11 @@ class Operation:
         """The providers of the operation itself."""
         always = {PLAIN: lambda inputs: self.eager, TOOLKIT: lambda inputs: self.function}
         return {**always, "compile": compiled(self.eager), **self.peers}
+
+    @property
+    def all_peers(self) -> list[str]:
+        """Every provider beside the operation itself in both its forms."""
+        return [name for name in self.providers if name not in (PLAIN, TOOLKIT)]
 
     @property
     def providers(self) -> dict[str, Callable[[Inputs], Function]]:

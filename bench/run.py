@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from rigfuse.bench import facts, options, plots, report, results
+from rigfuse.bench import facts, options, report, results
 from rigfuse.bench.claims import Judged
 from rigfuse.bench.profiling import profile_on_cpu, profile_on_cuda
 from rigfuse.bench.results import CHECKS, Outcome
@@ -69,6 +69,8 @@ def tables(request: Request, outcome: Outcome, judged: list[Judged]) -> list[Tex
 
 
 def write_report(folder: Path, request: Request, command: str, outcome: Outcome, found: dict, notes: list, shown: list):
+    from rigfuse.bench import plots  # what measures need not wait for matplotlib
+
     pictures = plots.draw(outcome, folder)
     pictures += request.subject.pictures(request, folder)
     lines = [f"# {request.plan.name}", "", headline(request, found), "", f"    {command}", ""]

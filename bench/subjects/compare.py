@@ -7,11 +7,10 @@ import torch
 
 from ...train.claims import RUN_MEMORY, RUN_SPEED, STAGE_MEMORY, STAGE_SPEED
 from ...train.command_line import TextTable, UsageError
-from .. import claims, plots
+from .. import claims
 from ..implementations import EAGER, REFERENCE, SDPA, TOOLKIT
 from ..results import Table
 from ..stage import Case, attention_call, attention_floor, block_table, make_problem, temporal_call
-from ..step import make_step, step_call
 from ..subject import Place, Plan, Subject, chosen
 from ..workload import MODE_NAMES, MODES, STEP, Workload
 
@@ -117,6 +116,8 @@ class Compare(Subject):
         return judge(outcome, request.plan.cases, request.modes, torch.finfo(request.dtype).eps)
 
     def pictures(self, request, folder):
+        from .. import plots
+
         return plots.draw_geometry(request.drives, folder)
 
     def listing(self):
@@ -173,6 +174,8 @@ def make_workload(scope, case: Case, timed: tuple[str, ...], device: torch.devic
 
 
 def _step_workload(case, timed, device, drives) -> Workload:
+    from ..step import make_step, step_call
+
     step = make_step(case, device, drives)
     return Workload(
         subject=SUBJECT.option,

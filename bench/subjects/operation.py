@@ -19,7 +19,7 @@ class OneOperation(Subject):
         if arguments.check_claims:
             raise UsageError("--check-claims needs --compare v1 v2 or --detector")
         operation = OPERATIONS[choose("operation", arguments.op, OPERATIONS)]
-        peers = [name for name in operation.providers if name not in (PLAIN, TOOLKIT)]
+        peers = operation.all_peers
         if arguments.peers is not None:
             peers = [choose("peer", name, peers) for name in dict.fromkeys(arguments.peers)]
         cases = chosen("case", arguments.case or self._cases(operation, arguments.quick, device), operation.cases)
