@@ -155,8 +155,8 @@ def run_compare(day: Day, part: Part, seconds: float) -> None:
     from rigfuse.bench.subjects.compare import PROVIDERS
 
     cases = ("documents", "upstream", "documents-t4", "documents-b4", "upstream-fine", "fine")
-    cases = cases if day.device == "cuda" else ("tiny",)
-    command = ["--compare", *PROVIDERS, "--case", *cases, "--quick", "--device", day.device]
+    what = ("--case", *cases) if day.device == "cuda" else ("--case", "tiny", "--scope", "attention", "temporal")
+    command = ["--compare", *PROVIDERS, *what, "--quick", "--device", day.device]
     status = day.bench([*command, "--out", day.out / "compare"], "compare.log", seconds)
     part.lines.append(_outcome(status))
 

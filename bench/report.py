@@ -30,9 +30,9 @@ def _measurements(table: Table, outcome: Outcome, baseline: str, scope: str, mod
         metrics = (*times, "peak_bytes", *CHECKS)
         found = {metric: table.get(scope, case, provider, mode, metric) for metric in metrics}
         base = {metric: table.get(scope, case, baseline, mode, metric) for metric in ("time_ms", "peak_bytes")}
-        cells = [case, provider, *(_time(found[metric]) for metric in times)]
-        cells += [_speed(base["time_ms"], found.get("time_ms")), _megabytes(found["peak_bytes"])]
-        cells += [_share(base["peak_bytes"], found["peak_bytes"]), _error(found["error"])]
+        cells = [case, provider, *(time(found[metric]) for metric in times)]
+        cells += [speed(base["time_ms"], found.get("time_ms")), megabytes(found["peak_bytes"])]
+        cells += [share(base["peak_bytes"], found["peak_bytes"]), _error(found["error"])]
         cells.append({None: "—", 1: "yes", 0: "no"}[found["repeats"] and found["repeats"].value])
         if floors:
             cells.append(_floor(outcome.floors.get((scope, case, provider, mode)), found.get("time_ms")))
@@ -50,7 +50,7 @@ def scope_name(row: Row) -> str:
 
 def row_line(row: Row) -> str:
     """One measurement as it comes."""
-    value = f"{_megabytes(row)} MB" if row.metric == "peak_bytes" else f"{_time(row)} {row.metric.replace('_', ' ')}"
+    value = f"{megabytes(row)} MB" if row.metric == "peak_bytes" else f"{time(row)} {row.metric.replace('_', ' ')}"
     return f"{scope_name(row)} · {row.case} · {MODE_NAMES.get(row.mode, row.mode)} · {row.provider}: {value}"
 
 
@@ -59,25 +59,25 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _time(row: Row | None) -> str:
+def time(row: Row | None) -> str:
     if row is None:
         return "—"
     spread = row.summary
     return f"{number(spread.median)} ({number(spread.p20)}–{number(spread.p80)})"
 
 
-def _speed(base: Row | None, row: Row | None) -> str:
+def speed(base: Row | None, row: Row | None) -> str:
     if base is None or row is None:
         return "—"
     ratio = summarise(paired_ratios(base.samples, row.samples))
     return f"{number(ratio.median)}× ({number(ratio.p20)}–{number(ratio.p80)})"
 
 
-def _megabytes(row: Row | None) -> str:
+def megabytes(row: Row | None) -> str:
     return "—" if row is None else number(row.value / 1e6)
 
 
-def _share(base: Row | None, row: Row | None) -> str:
+def share(base: Row | None, row: Row | None) -> str:
     return "—" if base is None or row is None or base.value == 0 else f"{row.value / base.value:.0%}"
 
 

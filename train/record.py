@@ -16,10 +16,11 @@ import torch
 
 from ..modules.completion.cascade import CompletionCascade, RigWindow
 from . import checkpoint
-from .claims import ACCURACY, FAILS, HOLDS, RUN_MEMORY, RUN_SPEED
 from .config import Experiment, update
 from .systems import experiment
 from .systems.completion.evaluate import BASELINES, Score, evaluate_completion, scenarios
+
+SPEED, MEMORY, ACCURACY = 1.2, 0.7, 0.01  # what the documents expect of a whole run, V2 against V1
 
 
 @dataclass
@@ -153,8 +154,8 @@ def verdicts(groups: dict[str, list[Run]]) -> list[list[str]]:
         mean = lambda runs, what: statistics.mean(getattr(run, what) for run in runs)  # noqa: E731
         speed = mean(groups[v2], "speed") / mean(groups[v1], "speed")
         memory = mean(groups[v2], "memory") / mean(groups[v1], "memory")
-        rows.append([f"{v2}: {RUN_SPEED.text}, a whole run", f"× {speed:.2f}", RUN_SPEED.verdict(speed)])
-        rows.append([f"{v2}: {RUN_MEMORY.text}, a whole run", f"× {memory:.2f}", RUN_MEMORY.verdict(memory)])
+        rows.append([f"{v2}: speed of a whole run +20 to +40 %", f"× {speed:.2f}", _verdict(speed >= SPEED)])
+        rows.append([f"{v2}: memory of a whole run −30 to −50 %", f"× {memory:.2f}", _verdict(memory <= MEMORY)])
         rows.append([f"{v2}: completion as good as V1's", *_as_good(groups[v1], groups[v2])])
     return rows
 
@@ -166,7 +167,7 @@ def _as_good(v1: Sequence[Run], v2: Sequence[Run]) -> tuple[str, str]:
     noise = statistics.stdev(errors[0]) if len(errors[0]) > 1 else 0.0
     allowed = max(ACCURACY * statistics.mean(errors[0]), 2 * noise)
     text = f"relative L2 {spread(errors[1])} against {spread(errors[0])}, {difference:+.4f} (allowed ± {allowed:.4f})"
-    return text, HOLDS if difference <= allowed else FAILS
+    return text, _verdict(difference <= allowed)
 
 
 def _mean_single(run: Run) -> float:
@@ -177,6 +178,10 @@ def run_cameras(run: Run) -> list[str]:
     return [
         name for name in dict.fromkeys(score.scenario for score in run.scores) if name.isupper() and "+" not in name
     ]
+
+
+def _verdict(holds: bool) -> str:
+    return "holds" if holds else "does not hold"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
