@@ -191,7 +191,7 @@ class ProgressDisplay:
     def _state(self):
         elapsed = self._clock() - self._start
         left = f"about {duration(elapsed / self._share - elapsed)} left" if self._share > 0 else "just begun"
-        return f"{self._share:4.0%}, {left}"
+        return f"{self._share:.0%}, {left}"
 
     def _tell(self):
         while not self._ended.wait(self._every):

@@ -86,10 +86,10 @@ def test_a_table_is_aligned_and_escaped_in_markdown():
 def test_the_time_left_follows_from_the_share_that_is_done():
     now = [100.0]
     shown = ProgressDisplay(clock=lambda: now[0])
-    assert shown.line() == "  0%, just begun: "
+    assert shown.line() == "0%, just begun: "
     now[0] = 130.0
     shown.update(3, 12, "the third of twelve")
-    assert shown.line() == " 25%, about 90 s left: the third of twelve".replace("90 s", "1 min 30 s")
+    assert shown.line() == "25%, about 90 s left: the third of twelve".replace("90 s", "1 min 30 s")
     now[0] = 220.0
     shown.update(12, 12, "")
     assert "0 s left" in shown.line()
