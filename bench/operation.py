@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ class Operation:
 
     cases: name → the sizes that `make_inputs` takes. quick: the cases of `--quick`; heavy: by default on a GPU only;
         matter: those worth measuring where there is time for few, by default the first.
-    function: the operation on these inputs. eager: the same in plain PyTorch that stores what it likes.
+    function: the operation on these inputs, which also takes `backend`. eager: the same in plain PyTorch that stores
+        what it likes; None = the operation's own definition.
     peers: provider → given the inputs, the function to call with their arguments; raises `Unavailable`. "rigfuse" and
         "eager" are always there.
     lesser: providers of less, such as attention without the bias: what the operation would cost without what it adds.
@@ -58,7 +60,7 @@ class Operation:
     cases: Mapping[str, Mapping[str, int]]
     make_inputs: Callable[..., Inputs]
     function: Function
-    eager: Function
+    eager: Function | None = None
     peers: Mapping[str, Callable[[Inputs], Function]] = field(default_factory=dict)
     quick: tuple[str, ...] = ()
     heavy: tuple[str, ...] = ()
@@ -74,8 +76,9 @@ class Operation:
     @property
     def equal(self) -> dict[str, Callable[[Inputs], Function]]:
         """The providers of the operation itself."""
-        always = {PLAIN: lambda inputs: self.eager, TOOLKIT: lambda inputs: self.function}
-        return {**always, "compile": compiled(self.eager), **self.peers}
+        eager = self.eager or partial(self.function, backend="definition")
+        always = {PLAIN: lambda inputs: eager, TOOLKIT: lambda inputs: self.function}
+        return {**always, "compile": compiled(eager), **self.peers}
 
     @property
     def all_peers(self) -> list[str]:

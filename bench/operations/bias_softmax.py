@@ -17,8 +17,8 @@ def make_inputs(heads, queries, keys, *, dtype, device, generator):
     return Inputs(arguments, leaves=tuple(arguments), grad=grad)
 
 
-def toolkit(scores, bias, bias_scale):
-    return bias_softmax(scores, bias, bias_scale, **_LIMITS)
+def toolkit(scores, bias, bias_scale, *, backend=None):
+    return bias_softmax(scores, bias, bias_scale, **_LIMITS, backend=backend)
 
 
 def eager(scores, bias, bias_scale):

@@ -28,8 +28,8 @@ def make_inputs(queries, blocks, listed, height, width, pool, heads, dim, *, dty
     )
 
 
-def toolkit(query, key, value, table, key_mask):
-    return cross_camera_attention(query, key, value, table, key_mask=key_mask)
+def toolkit(query, key, value, table, key_mask, *, backend=None):
+    return cross_camera_attention(query, key, value, table, key_mask=key_mask, backend=backend)
 
 
 def flex(inputs: Inputs):

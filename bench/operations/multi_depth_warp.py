@@ -34,8 +34,8 @@ def make_inputs(sources, targets, channels, height, width, stride, *, dtype, dev
     return Inputs(arguments, leaves=("features", "offsets"), grad=grad, read=read)
 
 
-def toolkit(features, projection, depths, offsets, source_index):
-    return multi_depth_warp(features, projection, depths, offsets=offsets, source_index=source_index)
+def toolkit(features, projection, depths, offsets, source_index, *, backend=None):
+    return multi_depth_warp(features, projection, depths, offsets=offsets, source_index=source_index, backend=backend)
 
 
 def eager(features, projection, depths, offsets, source_index):

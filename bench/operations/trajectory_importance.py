@@ -18,8 +18,8 @@ def make_inputs(images, steps, height, width, *, dtype, device, generator):
     return Inputs(dict(points=points, valid=valid, like=result), leaves=(), grad=result, read=[points, valid])
 
 
-def toolkit(points, valid, like):
-    return trajectory_importance(points, valid, tuple(like.shape[1:]), sigma=SIGMA)
+def toolkit(points, valid, like, *, backend=None):
+    return trajectory_importance(points, valid, tuple(like.shape[1:]), sigma=SIGMA, backend=backend)
 
 
 def eager(points, valid, like):

@@ -36,8 +36,9 @@ def _maps(bev, pers_height, pers_width):
     return (TokenMap(bev, bev, 5), *[TokenMap(pers_height, pers_width, 8)] * 6)
 
 
-def toolkit(query, key, value, centers, weights, bias_scale, maps):
-    return window_bias_attention(query, key, value, centers, weights, bias_scale, maps=maps, **_LIMITS)
+def toolkit(query, key, value, centers, weights, bias_scale, maps, *, backend=None):
+    settings = dict(**_LIMITS, backend=backend)
+    return window_bias_attention(query, key, value, centers, weights, bias_scale, maps=maps, **settings)
 
 
 def strength(weights, bias_scale):
