@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "triton", "numpy", "cupy-cuda13x", "flash-attn")
 
 
 def collect(device: torch.device) -> dict:
-    """`dirty`: whether the files differ from those of `commit`; None where nobody can tell."""
+    """`dirty`: whether what runs differs from `commit`; None where nobody can tell."""
     commit, dirty = _commit()
     return dict(commit=commit, dirty=dirty, hardware=_hardware(device), versions=_versions(), clocks=_clocks(device))
 
@@ -29,12 +29,12 @@ def _run(*command, **options) -> str | None:
         return None
 
 
-def _commit() -> tuple[str | None, bool | None]:
-    folder = Path(__file__).parent
-    commit = _run("git", "rev-parse", "--short=12", "HEAD", cwd=folder)
+def _commit(root: Path = Path(__file__).parents[1]) -> tuple[str | None, bool | None]:
+    """The commit, and whether a Python file differs from it or is not in it; other files are not what is measured."""
+    commit = _run("git", "rev-parse", "--short=12", "HEAD", cwd=root)
     if commit is None:
         return os.environ.get(COMMIT_VARIABLE), None
-    changed = _run("git", "status", "--porcelain", "--untracked-files=no", cwd=folder)
+    changed = _run("git", "status", "--porcelain", "--", "*.py", cwd=root)
     return commit, None if changed is None else bool(changed)
 
 

@@ -33,7 +33,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Effort:
-    """How often to repeat: until every median is known to within `enough`, relative, at most for `seconds`.
+    """How often to repeat: until the interval of every median is at most `enough` of it, at most for `seconds`.
 
     `least` and `most` rounds come before both. A round takes one sample of each provider.
     """
@@ -41,7 +41,7 @@ class Effort:
     seconds: float
     least: int
     most: int = 100
-    enough: float = 0.05
+    enough: float = 0.1
 
 
 def summarise(samples) -> Summary:

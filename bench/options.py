@@ -15,7 +15,7 @@ from .subjects import SUBJECTS
 
 DTYPES = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
 DEVICES = ("cpu", "cuda")
-QUICK, THOROUGH = Effort(seconds=1.0, least=3), Effort(seconds=4.0, least=5)
+QUICK, THOROUGH = Effort(seconds=1.0, least=3), Effort(seconds=2.5, least=3)
 _EXAMPLE = "for example --compare v1 v2"
 
 

@@ -43,13 +43,15 @@ class Runner:
                 for mode in modes:
                     key = (workload.scope, workload.case, provider, mode)
                     self.outcome.floors[key] = self.machine.floor_ms(floor, mode)
+        timed = {}
         for number, mode in enumerate(modes):
             self._tell(workload, f"time, {mode}", 0.4 + 0.5 * number / len(modes))
-            self._time(workload, calls, mode)
+            timed[mode] = self._time(workload, calls, mode)
         for number, mode in enumerate(modes):
             self._tell(workload, f"memory, {mode}", 0.9 + 0.1 * number / len(modes))
             for provider, call in calls.items():
-                self._attempt(workload, provider, lambda: self._memory(workload, provider, call, mode))
+                warm_up = provider not in timed[mode]
+                self._attempt(workload, provider, lambda: self._memory(workload, provider, call, mode, warm_up))
 
     def _tell(self, workload, what, share):
         self._advance(f"{workload.scope} · {workload.case} · {what}", share)
@@ -112,8 +114,9 @@ class Runner:
             self._skip(workload, provider, f"wrong result: {excess}; no speed reported", wrong=True)
         return not excess
 
-    def _time(self, workload: Workload, calls: dict[str, Call], mode: str) -> None:
-        settings = self.settings
+    def _time(self, workload: Workload, calls: dict[str, Call], mode: str) -> set[str]:
+        """Times the calls; returns the providers that ran."""
+        settings, ran = self.settings, set()
         metrics = measure.METRICS[settings.device.type]
         for metric in metrics:
             samplers = {}
@@ -128,6 +131,8 @@ class Runner:
                 samples = measure.interleave(samplers, effort)
                 for provider, values in samples.items():
                     self._row(workload, provider, mode, metric, values)
+                ran |= set(samples)
+        return ran
 
-    def _memory(self, workload, provider, call, mode):
-        self._row(workload, provider, mode, "peak_bytes", [peak_bytes(call, mode, self.settings.device)])
+    def _memory(self, workload, provider, call, mode, warm_up):
+        self._row(workload, provider, mode, "peak_bytes", [peak_bytes(call, mode, self.settings.device, warm_up)])

@@ -23,7 +23,7 @@ class Case:
 
     image: (height, width) pixels. stride: pixels per feature cell. moments: T, moments of history. missing: cameras
     that are absent now, of the first sample; sample b misses those b places further in the rig's order.
-    quick: belongs to `--quick`. heavy: plain PyTorch needs tens of GB; by default on a GPU only. default: measured
+    quick: belongs to `--quick`. heavy: takes long on a CPU, or tens of GB; by default on a GPU only. default: measured
     without being named. experiment: of train/configs, whose networks a training step at this size has ("" = none); in
     that scope stride, channels, heads and so on are the experiment's.
     """

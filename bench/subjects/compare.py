@@ -44,13 +44,13 @@ CASES = {
     case.name: case
     for case in (
         Case("documents", "1/32 of 900×1600, as the documents have it", quick=True),
-        Case("documents-two-missing", "two cameras missing", missing=(0, 3), quick=True),
-        Case("documents-t2", "two moments of history", moments=2, default=False),
+        Case("documents-two-missing", "two cameras missing", missing=(0, 3), quick=True, heavy=True),
+        Case("documents-t2", "two moments of history", moments=2, heavy=True),
         Case("documents-t3", "three moments of history", moments=3, default=False),
         Case("documents-t4", "four moments of history", moments=4),
-        Case("documents-b2", "batch of 2", batch=2, default=False),
-        Case("documents-b4", "batch of 4", batch=4),
-        Case("documents-b8", "batch of 8", batch=8, default=False),
+        Case("documents-b2", "batch of 2", batch=2),
+        Case("documents-b4", "batch of 4", batch=4, heavy=True),
+        Case("documents-b8", "batch of 8", batch=8, heavy=True),
         Case("upstream", "1/32 of upstream's 256×704", image=_UPSTREAM, quick=True, experiment="completion_v2_256x704"),
         Case("upstream-fine", "1/8 of upstream's 256×704", image=_UPSTREAM, stride=8, experiment=""),
         Case("upstream-half", "1/32 of 128×352", image=(128, 352), default=False, experiment="completion_v2_256x704"),

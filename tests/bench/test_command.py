@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -227,6 +228,26 @@ def test_results_say_whether_they_may_be_committed(dirty, said, tmp_path, monkey
     assert {(row["commit"], row["dirty"]) for row in rows_of(out)} == {("0123456789ab", dirty)}
     for text in ((out / "report.md").read_text(), capsys.readouterr().out):
         assert "0123456789ab" in text and (said in text if said else "be committed" not in text)
+
+
+def test_a_python_file_that_differs_from_the_commit_makes_results_dirty(tmp_path):
+    def git(*words):
+        who = ("-c", "user.name=x", "-c", "user.email=x@y")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "code.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit, dirty = facts._commit(tmp_path)
+    assert len(commit) == 12 and dirty is False
+    (tmp_path / "results.jsonl").write_text("{}")  # as the run before this one leaves it
+    assert facts._commit(tmp_path) == (commit, False)
+    (tmp_path / "new.py").touch()
+    assert facts._commit(tmp_path) == (commit, True)
+    (tmp_path / "new.py").unlink()
+    (tmp_path / "code.py").write_text("2")
+    assert facts._commit(tmp_path) == (commit, True)
 
 
 def test_the_commit_comes_from_the_environment_where_there_is_no_repository(monkeypatch):
