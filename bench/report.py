@@ -50,7 +50,8 @@ def scope_name(row: Row) -> str:
 
 def row_line(row: Row) -> str:
     """One measurement as it comes."""
-    value = f"{megabytes(row)} MB" if row.metric == "peak_bytes" else f"{time(row)} {row.metric.replace('_', ' ')}"
+    unit = dict(time_ms="ms", wall_ms="ms, wall", graph_ms="ms, graph", call_us="µs").get(row.metric, row.metric)
+    value = f"{megabytes(row)} MB" if row.metric == "peak_bytes" else f"{time(row)} {unit}"
     return f"{scope_name(row)} · {row.case} · {MODE_NAMES.get(row.mode, row.mode)} · {row.provider}: {value}"
 
 

@@ -12,6 +12,9 @@ from .results import Difference, Outcome, Row, Skipped
 from .workload import STEP, Call, Unavailable, Workload
 
 
+_CHECKING = 0.4  # the share of a workload's time, about; half of it is timing, the rest memory
+
+
 @dataclass(frozen=True)
 class Settings:
     device: torch.device
@@ -35,7 +38,6 @@ class Runner:
         modes = [mode for mode in self.settings.modes if mode in workload.modes]
         self.outcome.sizes[workload.scope, workload.case] = dict(workload.sizes)
         self.outcome.keys.update({(workload.case, name): count for name, count in workload.keys.items()})
-        self._tell(workload, "results", 0.0)
         calls = self._check(workload, tuple(modes))
         if workload.floor is not None:
             for provider in calls:
@@ -45,10 +47,10 @@ class Runner:
                     self.outcome.floors[key] = self.machine.floor_ms(floor, mode)
         timed = {}
         for number, mode in enumerate(modes):
-            self._tell(workload, f"time, {mode}", 0.4 + 0.5 * number / len(modes))
+            self._tell(workload, f"time, {mode}", _CHECKING + 0.5 * number / len(modes))
             timed[mode] = self._time(workload, calls, mode)
         for number, mode in enumerate(modes):
-            self._tell(workload, f"memory, {mode}", 0.9 + 0.1 * number / len(modes))
+            self._tell(workload, f"memory, {mode}", _CHECKING + 0.5 + 0.1 * number / len(modes))
             for provider, call in calls.items():
                 warm_up = provider not in timed[mode]
                 self._attempt(workload, provider, lambda: self._memory(workload, provider, call, mode, warm_up))
@@ -76,14 +78,17 @@ class Runner:
 
     def _check(self, workload: Workload, modes: tuple[str, ...]) -> dict[str, Call]:
         """The calls to be timed: those whose outputs and gradients are right, in the order of `timed`."""
-        calls = {}
+        calls, checked = {}, 0
         for group, plain in workload.plain.items():
             members = [name for name in workload.timed if workload.groups[name] == group]
             if not members:
                 continue
+            self._tell(workload, f"reference of {group}", _CHECKING * checked / len(workload.timed))
             reference = correctness.compute(workload.build_reference(group), modes)
             plain_result = plain_error = None
             for provider in dict.fromkeys([plain, *members]):
+                self._tell(workload, f"results of {provider}", _CHECKING * checked / len(workload.timed))
+                checked += provider in workload.timed
                 computed = self._attempt(workload, provider, lambda: self._compute(workload, provider, modes))
                 if computed is None:
                     continue
