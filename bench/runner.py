@@ -11,7 +11,6 @@ from .memory import peak_bytes
 from .results import Difference, Outcome, Row, Skipped
 from .workload import STEP, Call, Unavailable, Workload
 
-
 _CHECKING = 0.4  # the share of a workload's time, about; half of it is timing, the rest memory
 
 
