@@ -9,8 +9,8 @@ import functools
 import numpy as np
 import torch
 
-from ...workload import Unavailable
 from .operation import Inputs, require_cuda, require_package
+from .workload import Unavailable
 
 CELLS_PER_BLOCK, LANES = 8, 32
 _STORAGE = {torch.float32: "float", torch.bfloat16: "unsigned short"}

@@ -2,9 +2,9 @@
 
 import torch
 
-from ....kernels import gated_fusion
-from ...eager import eager_fusion
-from .operation import Inputs, Operation
+from ...kernels import gated_fusion
+from ..eager import eager_fusion
+from ..operation import Inputs, Operation
 
 
 def make_inputs(images, channels, height, width, *, dtype, device, generator):
@@ -15,7 +15,7 @@ def make_inputs(images, channels, height, width, *, dtype, device, generator):
     return Inputs(arguments, leaves=tuple(arguments), grad=grad)
 
 
-GATED_FUSION = Operation(
+OPERATION = Operation(
     name="gated_fusion",
     cases={
         "documents": dict(images=1, channels=256, height=28, width=50),
@@ -27,4 +27,5 @@ GATED_FUSION = Operation(
     function=gated_fusion,
     eager=eager_fusion,
     quick=("documents", "batch-8"),
+    matter=("upstream-fine",),
 )

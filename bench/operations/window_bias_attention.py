@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from ....kernels import TokenMap, window_bias_attention
-from ...workload import Unavailable
-from .operation import Inputs, Operation, require_cuda, require_package
+from ...kernels import TokenMap, window_bias_attention
+from ..operation import Inputs, Operation, require_cuda, require_package
+from ..workload import Unavailable
 
 _LIMITS = dict(min_scale=0.5, max_scale=5.0, max_bias=5.0)
 
@@ -36,8 +36,9 @@ def _maps(bev, pers_height, pers_width):
     return (TokenMap(bev, bev, 5), *[TokenMap(pers_height, pers_width, 8)] * 6)
 
 
-def toolkit(query, key, value, centers, weights, bias_scale, maps):
-    return window_bias_attention(query, key, value, centers, weights, bias_scale, maps=maps, **_LIMITS)
+def toolkit(query, key, value, centers, weights, bias_scale, maps, *, backend=None):
+    settings = dict(**_LIMITS, backend=backend)
+    return window_bias_attention(query, key, value, centers, weights, bias_scale, maps=maps, **settings)
 
 
 def strength(weights, bias_scale):
@@ -120,10 +121,11 @@ def flex(inputs: Inputs):
     if inputs.device.type == "cpu":
         raise Unavailable("FlexAttention computes no gradients on the CPU")
     attention = torch.compile(flex_attention, dynamic=False)
-    map_of, x_of, y_of = (place.to(inputs.grad.device) for place in _places(inputs.arguments["maps"]))
+    maps = inputs.arguments["maps"]
+    map_of, x_of, y_of = (place.to(inputs.grad.device) for place in _places(maps))
+    windows = torch.tensor([token_map.window for token_map in maps], device=inputs.grad.device)
 
     def run(query, key, value, centers, weights, bias_scale, maps):
-        windows = torch.tensor([token_map.window for token_map in maps], device=query.device)
         first = (centers + 0.5).floor() - windows[:, None] // 2  # (B, Lq, maps, 2)
         strengths = strength(weights, bias_scale)
 
@@ -148,8 +150,44 @@ def _places(maps):
     return torch.cat(parts, dim=1)
 
 
+def careful_tiles(inputs: Inputs, architecture: str) -> dict[str, float]:
+    """The share of the forward kernel's tiles that a window touches, so that they take the slow path, map by map.
+
+    A tile is BLOCK_M queries, neighbours in the kernel's order, by BLOCK_N keys of one map; as many more as the last
+    one of a map that its end cuts are slow too.
+    """
+    from ...kernels.window_bias_attention import configs
+    from ...kernels.window_bias_attention.triton.primitives import query_order
+
+    arguments = inputs.arguments
+    query, centers, maps = arguments["query"], arguments["centers"], arguments["maps"]
+    config = configs.forward(architecture, query.element_size(), query.shape[3])
+    rows, columns = config["BLOCK_M"], config["BLOCK_N"]
+    order = query_order(centers, [number for token_map in maps for number in token_map])
+    shares, slow_in_all, tiles_in_all = {}, 0, 0
+    for m, (height, width, window) in enumerate(maps):
+        cells = height * width
+        left, top = (
+            ((centers[:, :, m] + 0.5).floor() - window // 2).gather(1, order[..., None].expand(-1, -1, 2)).unbind(-1)
+        )
+        touches = (left > -window) & (left < width) & (top > -window) & (top < height)
+        first = torch.where(touches, top.clamp(min=0), height)
+        end = torch.where(touches, (top + window).clamp(max=height), 0)
+        pad = -len(order[0]) % rows
+        first = F.pad(first, (0, pad), value=height).unflatten(1, (-1, rows)).amin(-1) * width // columns
+        end = -(F.pad(end, (0, pad)).unflatten(1, (-1, rows)).amax(-1) * width // -columns)
+        full = cells // columns
+        near = end.clamp(max=full) - first.clamp(max=full)
+        slow = int(near.clamp(min=0).sum()) + first.numel() * (cells % columns > 0)
+        tiles = first.numel() * -(-cells // columns)
+        name = f"careful tiles, map {m + 1} of {len(maps)} ({height}×{width})"
+        shares[name] = slow / tiles
+        slow_in_all, tiles_in_all = slow_in_all + slow, tiles_in_all + tiles
+    return {"careful tiles": slow_in_all / tiles_in_all, **shares}
+
+
 _CMT = dict(queries=900, bev=128, pers_height=20, pers_width=50, heads=8, dim=32)
-WINDOW_BIAS_ATTENTION = Operation(
+OPERATION = Operation(
     name="window_bias_attention",
     cases={
         "cmt-sixteenth": {**_CMT, "queries": 225, "bev": 64, "pers_height": 10, "pers_width": 25},
@@ -174,5 +212,7 @@ WINDOW_BIAS_ATTENTION = Operation(
     },
     quick=("cmt-sixteenth",),
     heavy=("cmt",),
+    matter=("cmt",),
+    shares=careful_tiles,
     axis="queries",
 )

@@ -3,10 +3,11 @@
 import torch
 import torch.nn.functional as F
 
-from ....kernels import cross_camera_attention
-from ...eager import eager_attention, gather_blocks, gather_mask
-from ...workload import Unavailable
-from .operation import Inputs, Operation, require_cuda, require_package
+from ...kernels import cross_camera_attention
+from ..eager import eager_attention
+from ..operation import Inputs, Operation, require_cuda, require_package
+from ..peers import gather_blocks, gather_mask, gathered_sdpa
+from ..workload import Unavailable
 
 
 def make_inputs(queries, blocks, listed, height, width, pool, heads, dim, *, dtype, device, generator):
@@ -27,18 +28,8 @@ def make_inputs(queries, blocks, listed, height, width, pool, heads, dim, *, dty
     )
 
 
-def toolkit(query, key, value, table, key_mask):
-    return cross_camera_attention(query, key, value, table, key_mask=key_mask)
-
-
-def gathered_sdpa(query, key, value, table, key_mask):
-    """Keys and values gathered for each query block, then PyTorch's fused attention with a boolean mask."""
-    key, value = gather_blocks(key, table), gather_blocks(value, table)
-    mask = gather_mask(table, key_mask)[:, None, None]
-    out = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
-    )
-    return out.transpose(1, 2)
+def toolkit(query, key, value, table, key_mask, *, backend=None):
+    return cross_camera_attention(query, key, value, table, key_mask=key_mask, backend=backend)
 
 
 def flex(inputs: Inputs):
@@ -88,7 +79,7 @@ def flash(inputs: Inputs):
 
 
 _DOCUMENTS = dict(queries=1, blocks=6, listed=3, height=28, width=50, pool=4, heads=8, dim=32)
-CROSS_CAMERA_ATTENTION = Operation(
+OPERATION = Operation(
     name="cross_camera_attention",
     cases={
         "upstream": {**_DOCUMENTS, "height": 8, "width": 22},
@@ -104,4 +95,5 @@ CROSS_CAMERA_ATTENTION = Operation(
     peers=dict(sdpa=lambda inputs: gathered_sdpa, flex=flex, flash=flash),
     quick=("upstream", "documents"),
     heavy=("upstream-finest",),
+    matter=("documents-t4", "upstream-finest"),
 )

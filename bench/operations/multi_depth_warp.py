@@ -1,12 +1,12 @@
-"""multi_depth_warp, bev_warp and their peers."""
+"""multi_depth_warp and its peers."""
 
 import torch
 
-from ....kernels import bev_warp, multi_depth_warp
-from ....modules.rig import nuscenes_like_rig, relative_projection
-from ...eager import eager_bev_warp, eager_warp
-from .cuda_warp import cuda_warp
-from .operation import Inputs, Operation
+from ...kernels import multi_depth_warp
+from ...modules.rig import nuscenes_like_rig, relative_projection
+from ..cuda_warp import cuda_warp
+from ..operation import Inputs, Operation
+from ..peers import grid_sample_warp
 
 _DEPTHS = (10.0, 30.0)
 
@@ -34,33 +34,16 @@ def make_inputs(sources, targets, channels, height, width, stride, *, dtype, dev
     return Inputs(arguments, leaves=("features", "offsets"), grad=grad, read=read)
 
 
-def toolkit(features, projection, depths, offsets, source_index):
-    return multi_depth_warp(features, projection, depths, offsets=offsets, source_index=source_index)
+def toolkit(features, projection, depths, offsets, source_index, *, backend=None):
+    return multi_depth_warp(features, projection, depths, offsets=offsets, source_index=source_index, backend=backend)
 
 
 def eager(features, projection, depths, offsets, source_index):
-    return eager_warp(features, projection, depths, offsets=offsets, source_index=source_index)
-
-
-def make_bev_inputs(maps, channels, height, width, *, dtype, device, generator):
-    """A turn of a few degrees and a shift of a few cells."""
-    geometry = torch.float64 if dtype == torch.float64 else torch.float32
-    angle = 0.1 * torch.rand(maps, generator=generator) - 0.05
-    shift = 8 * torch.rand(maps, 2, generator=generator) - 4
-    cos, sin = angle.cos(), angle.sin()
-    rows = torch.stack([torch.stack([cos, -sin, shift[:, 0]], -1), torch.stack([sin, cos, shift[:, 1]], -1)], 1)
-    features, grad = (
-        torch.randn(maps, channels, height, width, generator=generator).to(
-            device, dtype, memory_format=torch.channels_last
-        )
-        for _ in range(2)
-    )
-    arguments = dict(features=features, transform=rows.to(device, geometry))
-    return Inputs(arguments, leaves=("features",), grad=grad)
+    return grid_sample_warp(features, projection, depths, offsets=offsets, source_index=source_index)
 
 
 _DOCUMENTS = dict(sources=6, targets=3, channels=256, height=28, width=50, stride=32)
-MULTI_DEPTH_WARP = Operation(
+OPERATION = Operation(
     name="multi_depth_warp",
     cases={
         "documents": _DOCUMENTS,
@@ -74,20 +57,5 @@ MULTI_DEPTH_WARP = Operation(
     eager=eager,
     peers=dict(cupy=cuda_warp),
     quick=("documents", "half-stride"),
-)
-
-_BEV = dict(maps=1, channels=128, height=56, width=104)
-BEV_WARP = Operation(
-    name="bev_warp",
-    cases={
-        "static-bev": _BEV,
-        "static-bev-b4": {**_BEV, "maps": 4},
-        "static-bev-b16": {**_BEV, "maps": 16},
-        "tiny": {**_BEV, "channels": 8, "height": 4, "width": 6},
-    },
-    make_inputs=make_bev_inputs,
-    function=bev_warp,
-    eager=eager_bev_warp,
-    quick=("static-bev",),
-    axis="maps",
+    matter=("documents", "fine"),
 )

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as flex_module
 
-from rigfuse.bench.subjects.operations import OPERATIONS, window_bias
+from rigfuse.bench.operations import OPERATIONS
+from rigfuse.bench.operations import window_bias_attention as window_bias
 from rigfuse.bench.workload import Unavailable
 
 OPERATION = OPERATIONS["window_bias_attention"]

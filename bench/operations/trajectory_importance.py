@@ -2,8 +2,8 @@
 
 import torch
 
-from ....kernels import trajectory_importance
-from .operation import Inputs, Operation
+from ...kernels import trajectory_importance
+from ..operation import Inputs, Operation
 
 SIGMA = 3.0
 
@@ -18,8 +18,8 @@ def make_inputs(images, steps, height, width, *, dtype, device, generator):
     return Inputs(dict(points=points, valid=valid, like=result), leaves=(), grad=result, read=[points, valid])
 
 
-def toolkit(points, valid, like):
-    return trajectory_importance(points, valid, tuple(like.shape[1:]), sigma=SIGMA)
+def toolkit(points, valid, like, *, backend=None):
+    return trajectory_importance(points, valid, tuple(like.shape[1:]), sigma=SIGMA, backend=backend)
 
 
 def eager(points, valid, like):
@@ -40,7 +40,7 @@ def eager(points, valid, like):
     return torch.exp(-nearest / (2 * SIGMA**2)).float()
 
 
-TRAJECTORY_IMPORTANCE = Operation(
+OPERATION = Operation(
     name="trajectory_importance",
     cases={
         "documents": dict(images=6, steps=12, height=28, width=50),
@@ -52,4 +52,5 @@ TRAJECTORY_IMPORTANCE = Operation(
     function=toolkit,
     eager=eager,
     quick=("documents", "documents-fine"),
+    matter=("batch-8",),
 )

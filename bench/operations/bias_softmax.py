@@ -2,8 +2,8 @@
 
 import torch
 
-from ....kernels import bias_softmax
-from .operation import Inputs, Operation
+from ...kernels import bias_softmax
+from ..operation import Inputs, Operation
 
 _LIMITS = dict(min_scale=0.5, max_scale=5.0, max_bias=5.0)
 
@@ -17,8 +17,8 @@ def make_inputs(heads, queries, keys, *, dtype, device, generator):
     return Inputs(arguments, leaves=tuple(arguments), grad=grad)
 
 
-def toolkit(scores, bias, bias_scale):
-    return bias_softmax(scores, bias, bias_scale, **_LIMITS)
+def toolkit(scores, bias, bias_scale, *, backend=None):
+    return bias_softmax(scores, bias, bias_scale, **_LIMITS, backend=backend)
 
 
 def eager(scores, bias, bias_scale):
@@ -28,7 +28,7 @@ def eager(scores, bias, bias_scale):
 
 
 _CMT = dict(heads=8, queries=900, keys=22_384)
-BIAS_SOFTMAX = Operation(
+OPERATION = Operation(
     name="bias_softmax",
     cases={
         "cmt-sixteenth": {**_CMT, "queries": 225, "keys": 5_596},
@@ -40,6 +40,7 @@ BIAS_SOFTMAX = Operation(
     function=toolkit,
     eager=eager,
     quick=("cmt-sixteenth",),
+    matter=("cmt",),
     heavy=("cmt",),
     axis="queries",
 )

@@ -14,15 +14,20 @@ from torch import nn
 from ...modules.cmt_aqr.detector import CmtAqr
 from ...modules.cmt_aqr.head import DETECTION_CLASSES
 from ...modules.detection.batch import DetectionInput
+from ...train.claims import FROZEN_MEMORY, FROZEN_SPEED
+from ...train.command_line import TextTable
 from ...train.data import Drive
 from ...train.optim import build_optimizer, set_training
 from ...train.systems import experiment
 from ...train.systems.cmt_aqr.experiment import DetectionExperiment
+from .. import claims
 from ..geometry import moments
+from ..results import Table
 from ..step import TrainingStep
+from ..subject import Place, Plan, Subject, chosen
 from ..workload import STEP, Workload
 
-SUBJECT, SCOPE = "detector", "step"
+SCOPE = "step"
 _SIZE = "voxel0100_r50_800x320_cbgs"
 _BOXES = 30  # in a sample
 _REFERENCE = "unfrozen"
@@ -74,6 +79,40 @@ def default_cases(quick: bool, device: torch.device) -> list[str]:
     return ["tiny" if quick else "documents" if device.type == "cuda" else "small"]
 
 
+class Detector(Subject):
+    option = "detector"
+    about = "a training step of it, branches frozen or not"
+
+    def plan(self, arguments, device):
+        cases = chosen("case", arguments.case or default_cases(arguments.quick, device), CASES)
+        return Plan(self.option, tuple(Place(SCOPE, case) for case in cases), tuple(PROVIDERS))
+
+    def make_workload(self, place, request):
+        return make_workload(CASES[place.case], request.plan.providers, request.device, request.drives)
+
+    def judge(self, request, outcome):
+        return judge(outcome)
+
+    def listing(self):
+        rows = [[name, provider.about] for name, provider in PROVIDERS.items()]
+        rows += [[f"--case {case.name}", case.about] for case in CASES.values()]
+        return [TextTable("--detector", ["provider, case", "what it is"], 2, rows)]
+
+
+SUBJECT = Detector()
+
+
+def judge(outcome) -> list[claims.Judged]:
+    """What the documents expect of freezing the detector's branches."""
+    cases = [case for _, case in outcome.sizes]
+    if not cases:
+        return []
+    name, pair = "a training step with frozen branches", ("unfrozen", "frozen")
+    where = claims.Where(SCOPE, claims.claimed_case(cases), STEP, name, pair)
+    table = Table(outcome.rows)
+    return [claims.judge_memory(FROZEN_MEMORY, table, where), claims.judge_speed(FROZEN_SPEED, table, where)]
+
+
 @dataclass(frozen=True)
 class _Step:
     """The seeded inputs of a case, the same for every provider."""
@@ -87,7 +126,7 @@ class _Step:
 def make_workload(case: DetectorCase, timed: tuple[str, ...], device: torch.device, drives: list[Drive]) -> Workload:
     step = _make_step(case, device, drives)
     return Workload(
-        subject=SUBJECT,
+        subject=SUBJECT.option,
         scope=SCOPE,
         case=case.name,
         groups=GROUPS,

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from rigfuse.bench import claims, correctness, memory, options, run
-from rigfuse.bench.results import Row
-from rigfuse.bench.runner import Outcome
-from rigfuse.bench.subjects import detector_step as detector
+from rigfuse.bench import correctness, memory, options, run
+from rigfuse.bench.measure import Effort
+from rigfuse.bench.results import Outcome, Row
+from rigfuse.bench.subjects import detector
+from rigfuse.train.claims import FAILS
 from rigfuse.train.data import open_drives
 from rigfuse.train.systems import experiment
 
@@ -94,22 +95,22 @@ def outcome(time, peak, case="documents"):
 
 
 @pytest.mark.parametrize(
-    "time, peak, holds", [(1.31, 1.44, [True, True]), (1.29, 1.44, [True, False]), (1.31, 1.42, [False, True])]
+    "time, peak, holds", [(1.31, 1.44, ["holds"] * 2), (1.29, 1.44, ["holds", FAILS]), (1.31, 1.42, [FAILS, "holds"])]
 )
 def test_the_claim_is_judged_at_its_limits(time, peak, holds):
-    found = claims.judge_detector(outcome(time, peak))
-    assert [claim.holds for claim in found] == holds and all(claim.expected for claim in found)
+    found = detector.judge(outcome(time, peak))
+    assert [claim.verdict for claim in found] == holds and not any(claim.promised for claim in found)
     assert "−" in found[0].figure and f"{time:.2f} times as fast" in found[1].figure
 
 
 def test_what_was_not_measured_is_not_judged():
-    assert claims.judge_detector(Outcome()) == []
+    assert detector.judge(Outcome()) == []
     missing = Outcome(sizes={("step", "tiny"): {}})
-    assert [claim.verdict for claim in claims.judge_detector(missing)] == ["not measured"] * 2
+    assert [claim.verdict for claim in detector.judge(missing)] == ["not measured"] * 2
 
 
 def test_the_command_measures_and_judges(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(options, "QUICK", dict(seconds=0.0, least_rounds=1))
+    monkeypatch.setattr(options, "QUICK", Effort(seconds=0.0, least=1))
     out = tmp_path / "out"
     assert run.main(["--detector", "--quick", "--device", "cpu", "--check-claims", "--out", str(out)]) == 0
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -129,22 +130,23 @@ def test_cases_follow_the_device(monkeypatch):
         ("cpu", ["--case", "documents", "tiny"], ["documents", "tiny"]),
     ):
         monkeypatch.setattr(options, "_device", lambda name, device=device: torch.device(device))
-        request = options.resolve(options.parse(["--detector", *arguments]))
-        assert request.cases == tuple(expected) and request.baseline == "unfrozen"
+        request = options.resolve(options.parse(run.__doc__, ["--detector", *arguments]))
+        assert request.plan.cases == expected and request.plan.baseline == "unfrozen"
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ("--detector --case documets", "no case 'documets', did you mean documents?"),
+        ("--detector --case documets", "no case 'documets'; did you mean 'documents'?"),
         ("--detector --scope step", "--scope goes with --compare, not with --detector"),
         ("--detector --mode fwd", "--mode fwd: "),
-        ("--detector --op bev_warp", "choose one of --compare PROVIDER …, --op NAME, --list, --detector"),
-        ("--detectr", "no option '--detectr', did you mean --detector?"),
+        ("--detector --op bev_warp", "choose one of --compare, --detector, "),
+        ("--detectr", "unknown option --detectr; did you mean '--detector'?"),
     ],
 )
 def test_a_mistake_gets_one_line_and_status_2(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run.main(arguments.split()) == 2
+    with pytest.raises(SystemExit, match="2"):
+        run.main(arguments.split())
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
