@@ -7,8 +7,6 @@ from rigfuse.modules.rig import RigFrame
 from rigfuse.modules.sparse_drive.head import HeadConfig, as_upstream
 from rigfuse.modules.sparse_drive.upstream_names import convert, head_name
 
-KNOWN = {"fut_steps", "fut_modes", "ego_steps", "ego_modes"}
-
 
 def golden_config(settings) -> HeadConfig:
     """The configuration of a set, by its about.json."""
