@@ -28,5 +28,5 @@ def deformable_aggregation(feature_maps, points, weights, visible=None):
 def _sample(maps, grid):
     if 0 in maps.shape or 0 in grid.shape:  # which grid_sample refuses
         shape = (grid.shape[0], maps.shape[1], *grid.shape[1:3])
-        return maps.new_zeros(shape) + maps.sum() + grid.sum()
+        return maps.new_zeros(shape) + 0 * (maps.sum() + grid.sum())
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -7,6 +7,7 @@ from torch import nn
 
 from ...kernels.runtime.nvtx import annotate
 from ..rig import NUSCENES_CAMERAS, RigFrame
+from .anchors import Anchors, spread_anchors
 from .bank import BankState, Link
 from .decoder import BoxConfig, InstanceOutput, LineConfig
 from .deformable import Views
@@ -54,6 +55,7 @@ class HeadConfig:
     levels: int = 4
     classes: tuple[str, ...] = CLASSES
     line_classes: tuple[str, ...] = LINE_CLASSES
+    line_range: tuple[float, float] = (60.0, 30.0)  # metres, sides along x and y of the rectangle that has map lines
     max_gap: float = 2.0  # seconds after which a moment is no past
     standard_interval: float = 0.5  # seconds between moments, assumed where there is no past
     with_motion: bool = True  # motion and planning; False = stage 1
@@ -77,6 +79,7 @@ def as_upstream(config: HeadConfig, front: str = "CAM_FRONT") -> HeadConfig:
         decoder.deformable.renormalise = decoder.deformable.half_pixel = False
     config.motion.ego_view, config.motion.ego_speed = front, "predicted"
     half_turn = 1.5707963267948966
+    config.line_range = (30.0, 60.0)
     config.ego = EgoConfig(box=(0.0, 0.5, -1.06, 4.08, 1.73, 1.56, half_turn), ground=-1.84023)
     return config
 
@@ -99,6 +102,19 @@ class SparseDriveHead(nn.Module):
             self.motion = MotionPlanner(
                 config.motion, config.channels, config.heads, len(config.classes), config.ego, config.cameras
             )
+        self.set_anchors(spread_anchors(config))
+
+    @torch.no_grad()
+    def set_anchors(self, anchors: Anchors) -> None:
+        """Replaces what the instances begin as, before training; shapes must be those of the configuration."""
+        places = [(self.detection.bank.anchor, anchors.boxes), (self.lines.bank.anchor, anchors.lines)]
+        if self.motion is not None:
+            places += [(self.motion.motion_anchor, anchors.motion), (self.motion.plan_anchor, anchors.plan)]
+        for place, values in places:
+            if place.shape != values.shape:
+                got = f"anchors of shape {tuple(values.shape)}"
+                raise ValueError(f"SparseDriveHead: {got}, needs {tuple(place.shape)}")
+            place.copy_(values)
 
     def forward(
         self,

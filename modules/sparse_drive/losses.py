@@ -1,6 +1,7 @@
 """What the driving head learns from: matched boxes and lines, futures of matched agents, the way that was driven."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from ..detection.losses import focal_loss
 from . import boxes
 from .decoder import InstanceOutput
-from .head import CLASSES, DriveOutput
+from .head import DriveOutput, HeadConfig
 from .motion import MotionOutput
 
 LOSS_WEIGHTS = {  # SparseDrive small's
@@ -56,10 +57,8 @@ class DriveTruth:
 @dataclass
 class LossConfig:
     box_threshold: float = 0.05  # a matched instance less sure than this does not learn where its target is
-    line_range: tuple[float, float] = (60.0, 30.0)  # metres, x and y; the sides in which lines are compared
     no_direction: tuple[str, ...] = ("barrier",)  # classes whose front is as good as their back
     no_yaw: tuple[str, ...] = ("traffic_cone",)
-    classes: tuple[str, ...] = field(default=CLASSES)  # the head's
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +84,10 @@ class DriveLosses:
         return {name: values.sum() for name, values in self.layers.items()}
 
 
-def drive_losses(output: DriveOutput, truth: DriveTruth, config: LossConfig | None = None) -> DriveLosses:
-    """The losses of SparseDrive (Sun et al. 2024), each layer matched on its own.
+def drive_losses(
+    output: DriveOutput, truth: DriveTruth, head: HeadConfig, config: LossConfig | None = None
+) -> DriveLosses:
+    """The losses of SparseDrive (Sun et al. 2024), each layer matched on its own; `head` is the head's configuration.
 
     det_cls, map_cls: focal loss of all instances; those without a match are background. det_box: weighted L1 of matched
     boxes; det_centredness, det_yawness: whether they tell how far off and which way round they are. map_line: smooth L1
@@ -100,14 +101,32 @@ def drive_losses(output: DriveOutput, truth: DriveTruth, config: LossConfig | No
     truth = _usable(truth)
     device = output.detection.logits.device
     with torch.autocast(device.type, enabled=False):
-        found = [_match_boxes(output.detection, truth, config), _match_lines(output.lines, truth, config)]
+        rules = _BoxRules(
+            config.box_threshold, _places(config.no_direction, head.classes), _places(config.no_yaw, head.classes)
+        )
+        sides = output.lines.anchors.new_tensor(head.line_range)
+        found = [_match_boxes(output.detection, truth, rules), _match_lines(output.lines, truth, sides)]
         counts = _mean_over_ranks([sum(len(m.instance) for m in matches[-1]) for matches in found], device)
-        losses = _box_losses(output.detection, truth, found[0], counts[0], config)
-        losses |= _line_losses(output.lines, truth, found[1], counts[1], config)
+        losses = _box_losses(output.detection, truth, found[0], counts[0], rules)
+        losses |= _line_losses(output.lines, truth, found[1], counts[1], sides, config.box_threshold)
         if output.motion is not None:
             losses |= _motion_losses(output.motion, truth, found[0][-1], counts[0])
             losses |= _plan_losses(output.motion, truth)
     return DriveLosses(losses, *found)
+
+
+class _BoxRules(NamedTuple):
+    threshold: float
+    no_direction: list[int]  # labels
+    no_yaw: list[int]
+
+
+def _places(names, classes):
+    return [classes.index(name) for name in names if name in classes]
+
+
+def _is_one_of(label, labels):
+    return torch.isin(label, torch.tensor(labels, dtype=label.dtype, device=label.device))
 
 
 def _usable(truth):
@@ -130,12 +149,12 @@ def _mean_over_ranks(counts, device):
     return counts.clamp(min=1)
 
 
-def _match_boxes(detection: InstanceOutput, truth: DriveTruth, config: LossConfig) -> list[list[Match]]:
+def _match_boxes(detection: InstanceOutput, truth: DriveTruth, rules: _BoxRules) -> list[list[Match]]:
     """[layer][sample]."""
     cost_weights = detection.anchors.new_tensor(_BOX_COST)
     samples = []
     for sample, (box, label) in enumerate(zip(truth.boxes, truth.labels)):
-        target, weights = boxes.encode(box), _class_weights(label, config) * cost_weights
+        target, weights = boxes.encode(box), _class_weights(label, rules) * cost_weights
         with torch.no_grad():
             logits = detection.logits[:, sample][..., label]
             classification = focal_loss(logits, logits.new_ones((), dtype=torch.bool))
@@ -147,11 +166,10 @@ def _match_boxes(detection: InstanceOutput, truth: DriveTruth, config: LossConfi
     return [list(layer) for layer in zip(*samples)]
 
 
-def _class_weights(label, config):
+def _class_weights(label, rules):
     """(G, 10): what truth of a class says of a box."""
-    cones = [config.classes.index(name) for name in config.no_yaw if name in config.classes]
-    cone = torch.isin(label, torch.tensor(cones, dtype=label.dtype, device=label.device))[:, None]
-    return torch.where(cone, torch.tensor(_CONE, device=label.device), 1.0)
+    cone = torch.tensor(_CONE, device=label.device)
+    return torch.where(_is_one_of(label, rules.no_yaw)[:, None], cone, 1.0)
 
 
 def _assign(cost):
@@ -162,24 +180,22 @@ def _assign(cost):
     return [[torch.from_numpy(places).to(device) for places in linear_sum_assignment(layer)] for layer in cost]
 
 
-def _box_losses(detection, truth, matches, count, config):
+def _box_losses(detection, truth, matches, count, rules):
     losses = {name: [] for name in ("det_cls", "det_box", "det_centredness", "det_yawness")}
-    reversible = [config.classes.index(name) for name in config.no_direction if name in config.classes]
     weights = detection.anchors.new_tensor(_BOX_WEIGHTS)
     targets = [boxes.encode(box) for box in truth.boxes]
     for logits, anchors, quality, layer in zip(detection.logits, detection.anchors, detection.quality, matches):
         losses["det_cls"].append(_classification(logits, truth.labels, layer) / count)
         sample, instance = _rows(layer)
-        sure = logits[sample, instance].amax(-1).sigmoid() > config.box_threshold
+        sure = logits[sample, instance].amax(-1).sigmoid() > rules.threshold
         target = torch.cat([t[m.truth] for t, m in zip(targets, layer)])[sure]
         label = torch.cat([t[m.truth] for t, m in zip(truth.labels, layer)])[sure]
         predicted = anchors[sample[sure], instance[sure], :_REGRESSED]
-        turned_round = boxes.cosine_of_yaw(target, predicted) < 0
-        turned_round &= torch.isin(label, torch.tensor(reversible, dtype=label.dtype, device=label.device))
+        turned_round = (boxes.cosine_of_yaw(target, predicted) < 0) & _is_one_of(label, rules.no_direction)
         yaw = torch.where(turned_round[:, None], -target[:, boxes.YAW], target[:, boxes.YAW])
         target = torch.cat([target[:, :6], yaw, target[:, 8:]], dim=1)
         error = torch.where(target.isfinite(), predicted - target, 0).abs()
-        losses["det_box"].append((error * weights * _class_weights(label, config)).sum() / count)
+        losses["det_box"].append((error * weights * _class_weights(label, rules)).sum() / count)
         centredness, yawness = quality[sample[sure], instance[sure]].unbind(-1)
         distance = (target[:, :3] - predicted[:, :3]).norm(dim=-1)
         near = F.binary_cross_entropy_with_logits(centredness, (-distance).exp(), reduction="sum")
@@ -204,9 +220,8 @@ def _classification(logits, labels, layer):
     return focal_loss(logits, target).sum()
 
 
-def _normalised(points, config):
+def _normalised(points, sides):
     """Points in metres in the sides of the range, 0 to 1."""
-    sides = points.new_tensor(config.line_range)
     return (points + sides / 2) / (sides + 1e-5)
 
 
@@ -215,17 +230,17 @@ def _line_distance(a, b):
     return F.smooth_l1_loss(a, b, reduction="none", beta=_BETA).sum((-2, -1)) / a.shape[-2]
 
 
-def _match_lines(lines: InstanceOutput, truth: DriveTruth, config: LossConfig) -> list[list[Match]]:
+def _match_lines(lines: InstanceOutput, truth: DriveTruth, sides) -> list[list[Match]]:
     samples = []
     for sample, (line, label) in enumerate(zip(truth.lines, truth.line_labels)):
         with torch.no_grad():
             logits = lines.logits[:, sample][..., label]  # (layers, N, L)
             classification = focal_loss(logits, logits.new_ones((), dtype=torch.bool))
             classification = classification - focal_loss(logits, logits.new_zeros((), dtype=torch.bool))
-            predicted = _normalised(lines.anchors[:, sample].unflatten(-1, (-1, 2)), config)
+            predicted = _normalised(lines.anchors[:, sample].unflatten(-1, (-1, 2)), sides)
             orders = []
             for layer in predicted:  # (N, 1, 1, points, 2) against (L, orders, points, 2), a layer at a time
-                pair = torch.broadcast_tensors(layer[:, None, None], _normalised(line, config))
+                pair = torch.broadcast_tensors(layer[:, None, None], _normalised(line, sides))
                 orders.append(_line_distance(*pair).min(-1) if line.numel() else None)
         if line.numel() == 0:
             none = label.new_empty(0)
@@ -238,15 +253,15 @@ def _match_lines(lines: InstanceOutput, truth: DriveTruth, config: LossConfig) -
     return [list(layer) for layer in zip(*samples)]
 
 
-def _line_losses(lines, truth, matches, count, config):
+def _line_losses(lines, truth, matches, count, sides, threshold):
     losses = dict(map_cls=[], map_line=[])
     for logits, anchors, layer in zip(lines.logits, lines.anchors, matches):
         losses["map_cls"].append(_classification(logits, truth.line_labels, layer) / count)
         sample, instance = _rows(layer)
-        sure = logits[sample, instance].amax(-1).sigmoid() > config.box_threshold
+        sure = logits[sample, instance].amax(-1).sigmoid() > threshold
         target = torch.cat([line[m.truth, m.order] for line, m in zip(truth.lines, layer)])[sure]
         predicted = anchors[sample[sure], instance[sure]].unflatten(-1, (-1, 2))
-        pair = _normalised(predicted, config), _normalised(target, config)
+        pair = _normalised(predicted, sides), _normalised(target, sides)
         losses["map_line"].append(_line_distance(*pair).sum() / count)
     return {name: torch.stack(values) for name, values in losses.items()}
 

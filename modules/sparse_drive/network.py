@@ -40,6 +40,18 @@ class SparseDriveConfig:
         return SparseDrive(backbone, self.head.build(), DepthBranch(self.depth, self.head.channels))
 
 
+def tiny() -> SparseDriveConfig:
+    """The same network with smaller numbers: it trains on a two-core machine."""
+    config = SparseDriveConfig(resnet="tiny", strides=(8, 16, 32))
+    head, depth = config.head, config.depth
+    head.channels, head.heads, depth.levels = 64, 4, 2
+    head.detection.anchors, head.detection.kept, head.detection.layers = 120, 60, 3
+    head.lines.anchors, head.lines.kept, head.lines.layers = 24, 8, 3
+    head.lines.heights, head.lines.learned_keypoints = (0.0, 0.5), 1
+    head.motion.layers, head.motion.agents, head.motion.lines = 1, 20, 5
+    return config
+
+
 class SparseDrive(nn.Module):
     """Images of a moment to a plan, moment after moment.
 

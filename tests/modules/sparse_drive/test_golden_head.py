@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rigfuse.modules.sparse_drive.losses import LOSS_WEIGHTS, DriveTruth, LossConfig, drive_losses
+from rigfuse.modules.sparse_drive.losses import LOSS_WEIGHTS, DriveTruth, drive_losses
 from rigfuse.modules.sparse_drive.results import ResultConfig, read_results
 from rigfuse.modules.sparse_drive.upstream_names import head_name, operations
 from support.golden import golden_sets
@@ -238,8 +238,7 @@ def test_losses_matches_and_gradients(folder, case):
         _, state = head(moments.maps(0), moments.frame(0), moments.image_size)
     maps = [level.requires_grad_() for level in moments.maps(1)]
     output, _ = head(maps, moments.frame(1), moments.image_size, state)
-    config = LossConfig(line_range=(30.0, 60.0))  # upstream's lines run ahead along y
-    losses = drive_losses(output, truth_of(folder, moments, case == "empty_eval"), config)
+    losses = drive_losses(output, truth_of(folder, moments, case == "empty_eval"), head.config)
     equal = Comparison(folder, "losses", f"{case}/")
     compare_losses(equal, losses)
     compare_matches(equal, losses, folder.settings["batch"])
