@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..runtime import launch
 from ..runtime.launch import accumulator_dtype, triton_dtype
 from . import configs
 
@@ -72,15 +73,22 @@ class Visible(NamedTuple):
 
 
 @triton.jit
+def _pairs(points, b, a, e, cameras):
+    """Pointers to x of the points e = point · cameras + camera of an anchor."""
+    p, v = (e // cameras).to(tl.int64), (e % cameras).to(tl.int64)
+    return points.ptr + b * points.sample + a * points.anchor + p * points.point + v * points.camera
+
+
+@triton.jit
 def _counting(points, visible, b, a, offs_e, mask_e, cameras):
-    """Which of the points (·, offs_e = point · cameras + camera) of an anchor count."""
-    p, v = (offs_e // cameras).to(tl.int64), (offs_e % cameras).to(tl.int64)
-    pair = points.ptr + b * points.sample + a * points.anchor + p * points.point + v * points.camera
+    """Which of the points offs_e of an anchor count, and where they are."""
+    pair = _pairs(points, b, a, offs_e, cameras)
     x = tl.load(pair, mask=mask_e, other=-1.0)
     y = tl.load(pair + points.axis, mask=mask_e, other=-1.0)
     # NaN compares false.
     counts = mask_e & (x > 0) & (x < 1) & (y > 0) & (y < 1)
     if visible.ptr is not None:
+        v = (offs_e % cameras).to(tl.int64)
         counts &= tl.load(visible.ptr + b * visible.sample + v * visible.camera, mask=mask_e, other=0) != 0
     return counts, x, y
 
@@ -120,12 +128,12 @@ def deformable_aggregation_forward(
     last = tl.minimum(first + tl.cdiv(samples, SPLITS), samples)
     for start_e in range(first, last, BLOCK_E):
         offs_e = start_e + tl.arange(0, BLOCK_E)
-        counts, xs, ys = _counting(points, visible, b, a, offs_e, offs_e < last, cameras)
+        counts, _, _ = _counting(points, visible, b, a, offs_e, offs_e < last, cameras)
         for _ in range(tl.sum(counts.to(tl.int32), axis=0)):
             e = tl.min(tl.where(counts, offs_e, LAST), axis=0)
             counts &= offs_e > e
-            x = tl.sum(tl.where(offs_e == e, xs, 0.0), axis=0)
-            y = tl.sum(tl.where(offs_e == e, ys, 0.0), axis=0)
+            pair = _pairs(points, b, a, e, cameras)
+            x, y = tl.load(pair), tl.load(pair + points.axis)
             p, v = (e // cameras).to(tl.int64), (e % cameras).to(tl.int64)
             weight = weights.ptr + b * weights.sample + a * weights.anchor + p * weights.point + v * weights.camera
             for level in tl.static_range(LEVELS):
@@ -157,14 +165,14 @@ def deformable_aggregation_backward_samples(
     block_e, anchor = pid % blocks_e, pid // blocks_e
     b, a = (anchor // anchors).to(tl.int64), (anchor % anchors).to(tl.int64)
     offs_e = block_e * BLOCK_E + tl.arange(0, BLOCK_E)
-    counts, xs, ys = _counting(points, visible, b, a, offs_e, offs_e < samples, cameras)
+    counts, _, _ = _counting(points, visible, b, a, offs_e, offs_e < samples, cameras)
     incoming = grad.ptr + b * grad.sample + a * grad.anchor
     sign_x, sign_y = 2 * (tl.arange(0, 4) % 2) - 1, 2 * (tl.arange(0, 4) // 2) - 1
     for _ in range(tl.sum(counts.to(tl.int32), axis=0)):
         e = tl.min(tl.where(counts, offs_e, LAST), axis=0)
         counts &= offs_e > e
-        x = tl.sum(tl.where(offs_e == e, xs, 0.0), axis=0)
-        y = tl.sum(tl.where(offs_e == e, ys, 0.0), axis=0)
+        pair = _pairs(points, b, a, e, cameras)
+        x, y = tl.load(pair), tl.load(pair + points.axis)
         p, v = (e // cameras).to(tl.int64), (e % cameras).to(tl.int64)
         dx = tl.zeros([], dtype=ACC_DTYPE)
         dy = tl.zeros([], dtype=ACC_DTYPE)
@@ -201,7 +209,7 @@ def deformable_aggregation_backward_samples(
                     dx += maps[level].width * tl.sum(sign_x * share_y * by_share, axis=0)
                     dy += maps[level].height * tl.sum(sign_y * share_x * by_share, axis=0)
         if dpoints.ptr is not None:
-            pair = dpoints.ptr + b * dpoints.sample + a * dpoints.anchor + p * dpoints.point + v * dpoints.camera
+            pair = _pairs(dpoints, b, a, e, cameras)
             tl.store(pair, dx)
             tl.store(pair + dpoints.axis, dy)
 
@@ -281,6 +289,10 @@ def _visible(visible):
     return Visible(None, 0, 0) if visible is None else Visible(visible, *visible.stride())
 
 
+def _channels_last(feature_maps):
+    return all(maps.stride(2) == 1 for maps in feature_maps)
+
+
 def _with_cells(feature_maps):
     """Places of the levels that have cells. A level without any contributes nothing."""
     return [level for level, maps in enumerate(feature_maps) if maps.numel() > 0]
@@ -291,7 +303,7 @@ def launch_forward(feature_maps, points, weights, visible):
     channels, groups = feature_maps[0].shape[2], weights.shape[5]
     dtype = accumulator_dtype(feature_maps[0].dtype, points.dtype, weights.dtype)
     samples = per_anchor * cameras
-    config = configs.forward(batch * anchors, samples, channels)
+    config = configs.forward(batch * anchors, samples, channels, _channels_last(feature_maps))
     shape = (config["SPLITS"], batch, anchors, channels)
     whole = config["SPLITS"] == 1
     levels = _with_cells(feature_maps)
@@ -330,7 +342,8 @@ def _launch_backward_samples(grad, feature_maps, points, weights, visible, dpoin
     batch, anchors, per_anchor, cameras = points.shape[:4]
     groups = weights.shape[5]
     per_group = grad.shape[2] // groups
-    config = configs.backward_samples(groups, per_group)
+    architecture = launch.architecture(grad.device)
+    config = configs.backward_samples(architecture, groups, per_group, _channels_last(feature_maps))
     pick = levels if len(levels) < len(feature_maps) else slice(None)
     by_level = weights[..., pick, :]
     dby_level = None if dweights is None else torch.zeros_like(by_level) if pick is levels else dweights
@@ -365,7 +378,7 @@ def _launch_backward_maps(grad, feature_maps, points, weights, visible, dmaps, l
     # One start more than there are keys, where the last one's run ends.
     starts = torch.searchsorted(keys, torch.arange(nowhere + 1, dtype=index, device=keys.device))
     channels, groups = grad.shape[2], weights.shape[5]
-    config = configs.backward_maps(channels)
+    config = configs.backward_maps(launch.architecture(grad.device), channels)
     for place, (level, (height, width, first)) in enumerate(zip(levels, sizes)):
         grid = (views * height * width * triton.cdiv(channels, config["BLOCK_C"]),)
         deformable_aggregation_backward_maps[grid](

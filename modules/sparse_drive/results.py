@@ -1,6 +1,7 @@
 """From the head's outputs to what a vehicle is told: boxes with tracks and futures, map lines, one plan."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -21,6 +22,9 @@ class ResultConfig:
     # Metres by which the vehicle's centre lies ahead of the point that plans move; None = where `EgoConfig.box` has it.
     # Upstream means 0.5 but shifts the wrong axis of its tensor, which comes to 0.
     rescore_shift: float | None = None
+    # When rectangles meet: "area" = where they have a point in common; "corners", as upstream = where a corner of one
+    # lies in the other, which misses two that cross.
+    rescore_overlap: Literal["area", "corners"] = "area"
 
 
 @dataclass
@@ -109,19 +113,17 @@ def choose_plans(
     logits, plans = motion.plan_logits[rows, command], motion.plan_steps[rows, command].cumsum(-2)
     scores = motion.plan_logits.sigmoid()
     if config.rescore:
-        meets = plans_meet_agents(output, plans, ego, config.rescore_shift)
+        meets = plans_meet_agents(output, plans, ego, config)
         meets &= ~meets.all(1, keepdim=True)
         logits = logits.masked_fill(meets, -torch.inf)
         scores[rows, command] = logits.sigmoid()
     return scores, plans[rows, logits.argmax(1)]
 
 
-def plans_meet_agents(
-    output: DriveOutput, plans: torch.Tensor, ego: EgoConfig, shift: float | None = None
-) -> torch.Tensor:
+def plans_meet_agents(output: DriveOutput, plans: torch.Tensor, ego: EgoConfig, config: ResultConfig) -> torch.Tensor:
     """Which plans (B, modes, steps, 2) lead into an agent, if it takes its likeliest future: (B, modes) bool.
 
-    At each step the rectangles of the vehicle and of an agent meet if a corner of one lies in the other.
+    The rectangles of the vehicle and of an agent are compared at each step, see `ResultConfig`.
     """
     detection, motion = output.detection, output.motion
     anchors, steps = detection.anchors[-1], plans.shape[2]
@@ -133,14 +135,18 @@ def plans_meet_agents(
 
     x, y, *_, ahead = ego.box
     vehicle = _poses(plans, torch.zeros_like(plans[..., 0, :]), torch.full_like(plans[..., 0, 0], ahead))
-    shift = (x * x + y * y) ** 0.5 if shift is None else shift
+    shift = (x * x + y * y) ** 0.5 if config.rescore_shift is None else config.rescore_shift
     heading = torch.stack([vehicle[..., 2].cos(), vehicle[..., 2].sin()], dim=-1)
     vehicle = torch.cat([vehicle[..., :2] + shift * heading, vehicle[..., 2:]], dim=-1)
     vehicle_size = _MARGIN * vehicle.new_tensor(ego.box[3:5])
 
     vehicle, agents = vehicle[:, :, None], agents[:, None]  # (B, modes, N, steps, 3)
-    meets = _corner_inside(vehicle, vehicle_size, agents, agent_size)
-    meets |= _corner_inside(agents, agent_size, vehicle, vehicle_size)
+    if config.rescore_overlap == "corners":
+        meets = _corner_inside(vehicle, vehicle_size, agents, agent_size)
+        meets |= _corner_inside(agents, agent_size, vehicle, vehicle_size)
+    else:
+        meets = _overlap_along(vehicle, vehicle_size, agents, agent_size)
+        meets &= _overlap_along(agents, agent_size, vehicle, vehicle_size)
     sure = detection.logits[-1].sigmoid().amax(-1) >= _SURE
     return (meets & sure[:, None, :, None]).flatten(2).any(-1)
 
@@ -159,11 +165,21 @@ def _poses(places, start, yaw):
 
 def _corner_inside(a, a_size, b, b_size):
     """Whether a corner of rectangle b (x, y, heading; length, width) lies in rectangle a."""
+    return (_corners(a, b, b_size).abs() <= a_size[..., None, :] / 2).all(-1).any(-1)
+
+
+def _overlap_along(a, a_size, b, b_size):
+    """Whether the shadows of rectangle b on the sides of rectangle a touch those of a: if they do so on the sides of
+    both, the rectangles have a point in common."""
+    low, high = _corners(a, b, b_size).aminmax(dim=-2)
+    return ((low <= a_size / 2) & (high >= -a_size / 2)).all(-1)
+
+
+def _corners(a, b, b_size):
+    """Corners (…, 4, 2) of rectangle b in the frame of a."""
     signs = a.new_tensor([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2
-    corners = signs * b_size[..., None, :]
-    centre = _turn(b[..., :2] - a[..., :2], -a[..., 2])
-    corners = _turn(corners, (b[..., 2] - a[..., 2])[..., None]) + centre[..., None, :]
-    return (corners.abs() <= a_size[..., None, :] / 2).all(-1).any(-1)
+    own = _turn(signs * b_size[..., None, :], (b[..., 2] - a[..., 2])[..., None])
+    return own + _turn(b[..., :2] - a[..., :2], -a[..., 2])[..., None, :]
 
 
 def _turn(vectors, angle):

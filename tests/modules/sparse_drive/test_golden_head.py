@@ -174,9 +174,9 @@ def test_every_layer(folder):
 
 @each_set
 def test_decoded_results(folder):
-    """With a shift of 0, see `ResultConfig`; the class scores stand beside their boxes here, upstream's do not."""
+    """With upstream's rules, see `ResultConfig`; the class scores stand beside their boxes here, upstream's do not."""
     run = streamed(folder)
-    config = ResultConfig(boxes=folder.settings["decoded_boxes"], rescore_shift=0.0)
+    config = ResultConfig(boxes=folder.settings["decoded_boxes"], rescore_shift=0.0, rescore_overlap="corners")
     for moment, (output, _) in enumerate(run.results):
         results = read_results(output, run.moments.command(moment), run.head.config, config)
         for sample, result in enumerate(results):
