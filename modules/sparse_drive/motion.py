@@ -281,9 +281,9 @@ class MotionPlanner(nn.Module):
         )
 
     def _own_place(self, ids, link, state):
-        """Of everybody now: the place (B, N + 1) it had a moment ago, and whether it had one."""
+        """Of everybody now: the place (B, N + 1) it had a moment ago, and whether it had one. Where a drive began anew,
+        nobody has an id of before."""
         same = (ids[:, :, None] == state.ids[:, None]) & (state.confidence > self.config.track_threshold)[:, None]
-        same &= link.continues[:, None, None]
         place, known = same.int().argmax(-1), same.any(-1)
         ego = torch.full_like(place[:, :1], ids.shape[1])
         return torch.cat([place, ego], dim=1), torch.cat([known, link.continues[:, None]], dim=1)

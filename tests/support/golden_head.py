@@ -11,6 +11,8 @@ from rigfuse.modules.sparse_drive.upstream_names import convert, head_name
 def golden_config(settings) -> HeadConfig:
     """The configuration of a set, by its about.json."""
     same = settings["unchanged"]
+    parts = [settings["embed_dims"] // share for share in (2, 8, 8, 4)]
+    assert settings["box_encoder_parts"] == parts, "the box encoder here has parts of these widths alone"
     config = HeadConfig(
         channels=settings["embed_dims"],
         heads=settings["heads"],

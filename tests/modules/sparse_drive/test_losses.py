@@ -147,7 +147,7 @@ def test_a_head_learns_a_scene():
         for name in vars(scenes[0])
     })  # fmt: skip
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=0)
-    for step in range(120):
+    for step in range(90):
         output, _ = head(levels, moment(2), SIZE)
         losses = drive_losses(output, facts, config).total
         total = sum(LOSS_WEIGHTS[name] * value for name, value in losses.items())
@@ -156,7 +156,7 @@ def test_a_head_learns_a_scene():
         torch.nn.utils.clip_grad_norm_(head.parameters(), 25.0)
         optimizer.step()
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * 0.5 * (1 + math.cos(math.pi * step / 120))
+            group["lr"] = 3e-3 * 0.5 * (1 + math.cos(math.pi * step / 90))
     results = read_results(output, facts.command, config, ResultConfig(boxes=5, rescore=False))
     for sample, result in enumerate(results):
         for box, label in zip(facts.boxes[sample], facts.labels[sample]):
