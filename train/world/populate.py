@@ -15,11 +15,11 @@ EGO_SIZE = (1.9, 4.6, 1.7)
 REACHED = 95.0  # metres from the ego vehicle's way within which a road is peopled
 TRAFFIC = 24  # vehicles in motion, at most
 KINDS = {  # of vehicles in traffic
-    "vehicle.car": 70, "vehicle.truck": 9, "vehicle.bus.rigid": 5, "vehicle.motorcycle": 6, "vehicle.bicycle": 7,
+    "vehicle.car": 70, "vehicle.truck": 9, "vehicle.bus.rigid": 5, "vehicle.motorcycle": 4, "vehicle.bicycle": 5,
     "vehicle.construction": 1, "vehicle.trailer": 3,
 }  # fmt: skip
 PARKED = {
-    "vehicle.car": 82, "vehicle.truck": 7, "vehicle.motorcycle": 5, "vehicle.bus.rigid": 2, "vehicle.trailer": 3,
+    "vehicle.car": 82, "vehicle.truck": 7, "vehicle.motorcycle": 3, "vehicle.bus.rigid": 2, "vehicle.trailer": 3,
     "vehicle.construction": 1,
 }  # fmt: skip
 # A short drive still has each of the ten detection classes: one is put in sight within so many metres where none is.
@@ -274,7 +274,7 @@ class _Crowd:
                     category = "human.pedestrian.child" if rng.random() < 0.12 else "human.pedestrian.adult"
                     beside = Path(way).shifted(0.85 * (k % 2)).points if k else way
                     self.add(category, stroll(beside, begin + 0.9 * (k // 2), speed, self.duration))
-            if rng.random() < 0.35:
+            if rng.random() < 0.2:
                 x, y = road.point(rng.uniform(8, road.length - 8), side * (road.half + 1.9))
                 self.add("vehicle.bicycle", still(x, y, rng.uniform(0, 6.3)), parked=True)
 

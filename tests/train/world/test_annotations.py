@@ -7,8 +7,8 @@ from rigfuse.modules.poses import from_row, inverse
 from rigfuse.train.world import read_depth
 from rigfuse.train.world.casting import Pinhole, Placed, Scanner, cast
 from rigfuse.train.world.scene import REACH, Scene
-from rigfuse.train.world.sensors import EGO_T_LIDAR, ELEVATIONS, LIDAR_REACH, STEPS
-from rigfuse.train.world.tables import depth_name, make_token
+from rigfuse.train.world.sensors import EGO_T_LIDAR, ELEVATIONS, LIDAR_REACH, STEPS, default_cameras
+from rigfuse.train.world.tables import Tables, depth_name, make_token
 
 BOUNDS = {"1": (0.0, 0.4), "2": (0.4, 0.6), "3": (0.6, 0.8), "4": (0.8, 1.0)}
 
@@ -117,3 +117,25 @@ def test_sizes_vary_as_their_class_does(long_scenes):
         assert lengths.std() / lengths.mean() > least, category
     heights = np.array(sizes["vehicle.car"])[:, 2]
     assert heights.min() > 1.2 and heights.max() < 2.4
+
+
+def test_attributes_change_with_the_motion(long_scenes):
+    """Over 20 s; the tables are written as if everything were seen, which needs no pictures."""
+    scene = long_scenes[0]
+    tables = Tables(3, default_cameras(64), scene.samples, scene.period, sweeps=0)
+    seen = np.ones(len(scene.actors), dtype=int)
+    tables.add_scene(scene, [dict(lidar=seen, visible=seen, alone=seen)] * scene.samples)
+    names = {row["token"]: row["name"] for row in tables.rows["attribute"]}
+    rows = {row["token"]: row for row in tables.rows["sample_annotation"]}
+    changes = 0
+    for number, actor in enumerate(scene.actors):
+        told = set()
+        for k in range(scene.samples):
+            row = rows.get(make_token(3, "sample_annotation", (scene.index, number, k)))
+            if row and row["attribute_tokens"] and not actor.parked and "cycle" not in actor.category:
+                told.add(names[row["attribute_tokens"][0]])
+                around = actor.motion.at(k * scene.period + np.array([-0.1, 0.1]))[:, :2]
+                speed = np.linalg.norm(around[1] - around[0]) / 0.2
+                assert abs(speed - 0.2) < 0.02 or names[row["attribute_tokens"][0]].endswith("moving") == (speed > 0.2)
+        changes += len(told) > 1
+    assert changes > 3
