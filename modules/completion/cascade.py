@@ -170,14 +170,13 @@ class CompletionCascade(OperationModule):
     def _temporal(self, features, history, missing, frames, history_missing):
         if self.temporal is None:
             return features, torch.zeros_like(missing)
-        self.temporal.reset_history()
         if history_missing is None:
             history_missing = missing.new_zeros(len(history), *missing.shape)
-        with torch.no_grad():
-            for past, absent, frame in zip(history, history_missing, frames):
-                self.temporal.history.push(past, absent, frame)
+        earlier = self.temporal.new_history()
+        for past, absent, frame in zip(history, history_missing, frames):
+            earlier.push(past, absent, frame)
         scale = self.temporal_scale
-        completed, helped = self.temporal.complete(features[scale], missing, frames[-1])
+        completed, helped = self.temporal.complete(features[scale], missing, frames[-1], earlier)
         return [*features[:scale], completed, *features[scale + 1 :]], helped
 
 

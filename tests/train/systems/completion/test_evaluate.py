@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -110,13 +111,10 @@ class Spy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.history = HistoryQueue(4)
+        self.new_history = partial(HistoryQueue, 4)
 
-    def reset_history(self):
-        self.history.clear()
-
-    def complete(self, features, missing, frame):
-        self.seen = [past.available[0].tolist() for past in self.history.frames]
+    def complete(self, features, missing, frame, history):
+        self.seen = [past.available[0].tolist() for past in history.frames]
         return features, torch.zeros_like(missing)
 
 
