@@ -141,6 +141,11 @@ class MotionCompensatedTemporalCompletion(OperationModule):
         """An empty history of the length and dtype that the settings say."""
         return HistoryQueue(**self._queue)
 
+    def helpful(self, missing: torch.Tensor) -> torch.Tensor:
+        """Says whose history can help the missing cameras: (B, V) bool for `missing` (B, V) bool, on the CPU."""
+        attends = (self._table[:, :, None] == torch.arange(len(self.cameras))).any(dim=1)  # (V, V)
+        return (missing[:, :, None] & attends).any(dim=1)
+
     def reset_history(self) -> None:
         """Forgets the history of every sample."""
         self.history.clear()

@@ -190,15 +190,14 @@ def _baselines(seen, missing, scenario, strides, depths):
 
 def _completed(model, seen, missing, scenario, original):
     """What the cascade makes of it."""
+    if model.temporal is None:
+        return model.complete(original, missing, seen.frames[-1])[0]
+    history, scale = model.temporal.new_history(), model.temporal_scale
     steps, usable = _steps(scenario, seen)
-    history, gone = [], None
-    if model.temporal is not None:
-        scale = model.temporal_scale
-        history = [moment[scale] for moment in seen.moments[:-1]]
-        gone = torch.ones(len(history), *missing.shape, dtype=torch.bool, device=missing.device)
-        if steps:
-            gone = torch.stack([missing & (step >= usable) for step in range(steps)])
-    return model.complete(original, history, missing, seen.frames, history_missing=gone)[0]
+    for step, (moment, frame) in enumerate(zip(seen.moments[:steps], seen.frames)):
+        gone = missing if step >= usable else torch.zeros_like(missing)
+        history.push(moment[scale], gone, frame)
+    return model.complete(original, missing, seen.frames[-1], history)[0]
 
 
 def _corridor(seen, stride, features):

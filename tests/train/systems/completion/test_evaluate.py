@@ -127,7 +127,7 @@ def test_the_cascade_is_told_which_moments_are_lost(lost, there):
         [True, bool(was_there), True, True, True, True] for was_there in there
     ]  # newest first
     figures_of(model, window, Scenario("", LEFT, lost, history=False))
-    assert not any(map(any, model.temporal.seen))
+    assert model.temporal.seen == []
 
 
 def test_figures_are_what_their_definitions_say():
