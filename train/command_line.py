@@ -2,7 +2,13 @@
 
 import argparse
 import difflib
-from collections.abc import Iterable
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+_SILENCE = 30.0  # seconds
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -32,3 +38,20 @@ class Parser(argparse.ArgumentParser):
                 unknown, [option for option in self._option_string_actions if option.startswith("--")]
             )
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+@contextmanager
+def patience(what: str, active: bool = True) -> Iterator[None]:
+    """Says on stderr what is being done, every half minute for as long as it lasts. For work that cannot be counted."""
+    done, began = threading.Event(), time.monotonic()
+
+    def remind():
+        while not done.wait(_SILENCE):
+            print(f"{what} … {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    if active:
+        threading.Thread(target=remind, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

@@ -1,75 +1,144 @@
-"""Experiments as dataclasses: typed overrides from the command line, JSON, and the difference of two.
+"""Experiments as dataclasses: typed overrides from the command line, checks, JSON, and the difference of two.
 
-An `Experiment` is settings plus what the trainer needs from the task: the network, the data, the evaluation. Tasks
-derive from it (see `tasks/`), and the functions in `configs/` return filled ones.
+An `Experiment` is settings plus what the trainer needs from the task: the network, the data, the evaluation. Every
+system derives its own (see `systems/`) and has functions that return filled ones.
+
+A setting says in its type which values it may have, and `check` holds it to that before anything is built:
+
+    heads: Count = 8                                            # 1, 2, …
+    dropout: Share = 0.1                                        # 0 to 1
+    depths: tuple[Positive, ...] = (10.0, 30.0)
+    angle: Annotated[float, Range(at_least=-180, below=180)] = 0.0
+    kind: Literal["concat", "sum"] = "concat"
+
+No number may be NaN or infinite. What depends on several settings belongs into a method `validate(self)` of the
+dataclass, which raises ValueError with a message that begins with the setting's name.
 """
 
 import ast
 import json
+import sys
 import types
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .command_line import nearest
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a setting may be, as an annotation of its type; None = no bound."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = {name: bound for name, bound in vars(self).items() if bound is not None}
+        return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items())
+
+
+Count = Annotated[int, Range(at_least=1)]
+Whole = Annotated[int, Range(at_least=0)]
+Positive = Annotated[float, Range(above=0)]
+NonNegative = Annotated[float, Range(at_least=0)]
+Share = Annotated[float, Range(at_least=0, at_most=1)]
+Momentum = Annotated[float, Range(at_least=0, below=1)]
 
 
 @dataclass
 class OptimConfig:
     """AdamW. Patterns name parameters by whole parts of their dotted name, see `optim.matches`."""
 
-    lr: float = 4e-4
-    weight_decay: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    multipliers: dict[str, float] = field(default_factory=dict)  # pattern → factor on lr; 0 freezes
+    lr: Positive = 4e-4
+    base_batch: Whole = 0  # lr is for so many samples a step, over all ranks, and follows what a step has; 0 = it stays
+    batch_rule: Literal["linear", "sqrt"] = "linear"  # how it follows
+    weight_decay: NonNegative = 1e-3
+    decay: Literal["all", "matrices"] = "all"  # matrices: spare what has fewer than two axes (norms, biases, scales)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    multipliers: dict[str, NonNegative] = field(default_factory=dict)  # pattern → factor on lr; 0 freezes
     freeze: tuple[str, ...] = ()  # patterns that get no gradient in any step
-    clip: float = 25.0  # largest gradient norm; 0 = no clipping
+    clip: NonNegative = 25.0  # largest gradient norm; 0 = no clipping
+
+    def validate(self) -> None:
+        for name in ("multipliers", "freeze"):
+            if any(not part for pattern in getattr(self, name) for part in pattern.split(".")):
+                raise ValueError(
+                    f"{name} has a pattern with an empty part: {', '.join(map(repr, getattr(self, name)))}"
+                )
 
 
 @dataclass
 class ScheduleConfig:
-    kind: Literal["cosine", "multistep", "constant"] = "cosine"
-    warmup_steps: int = 500
-    warmup_factor: float = 0.1  # of lr, at the first step
-    final_factor: float = 0.0  # of lr, where the cosine ends
-    milestones: tuple[float, ...] = (0.65, 0.9)  # multistep: fractions of all steps …
-    gamma: float = 0.1  # … after which lr is multiplied by this
+    """How the learning rate changes over the run; see `optim.factor`."""
+
+    kind: Literal["cosine", "multistep", "cyclic", "constant"] = "cosine"
+    warmup_steps: Whole = 500  # as many samples as these steps have when the run begins; cyclic has no warm-up
+    warmup_factor: Share = 0.1  # of lr, at the first step
+    final_factor: Share = 0.0  # of lr, where the cosine or the cycle ends
+    milestones: tuple[Share, ...] = (0.65, 0.9)  # multistep: fractions of the run …
+    gamma: Positive = 0.1  # … after which lr is multiplied by this
+    peak_factor: Positive = 10.0  # cyclic: of lr, at the peak
+    peak_at: Annotated[float, Range(above=0, below=1)] = 0.4  # cyclic: the fraction of the run at which the peak is
+    momentum_factor: Share = 0.85 / 0.95  # cyclic: of Adam's beta1, at the peak
+
+    def validate(self) -> None:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones are {self.milestones}, need to rise")
 
 
 @dataclass
 class LoaderConfig:
-    batch_size: int = 1  # on each rank
-    workers: int = 4  # processes on each rank; 0 = load in the training process
-    max_bad_files: int = 20  # broken or missing files on a rank before the run stops
+    batch_size: Count = 1  # on each rank
+    workers: Whole = 4  # processes on each rank; 0 = load in the training process
+    max_bad_files: Whole = 20  # broken or missing files on a rank before the run stops
 
 
 @dataclass
 class RunConfig:
-    epochs: int = 24
-    seed: int = 0
-    accumulate: int = 1  # batches in one step
+    epochs: Count = 24
+    seed: Annotated[int, Range(at_least=0, below=2**63)] = 0
+    accumulate: Count = 1  # batches in one step
     amp: Literal["float32", "bfloat16", "float16"] = "float32"
+    ema: Momentum = (
+        0.0  # decay of a moving average of the weights, which is evaluated and used in their place; 0 = none
+    )
     deterministic: bool = False
-    checkpoint_steps: int = 0  # a checkpoint every so many steps, besides one an epoch; 0 = none
-    keep: int = 3  # newest checkpoints kept, besides the best
-    evaluate_epochs: int = 1  # evaluate every so many epochs, and after the last
-    log_steps: int = 50
+    checkpoint_steps: Whole = 0  # a checkpoint every so many steps, besides one an epoch; 0 = none
+    keep: Count = 3  # newest checkpoints kept, besides the best
+    evaluate_epochs: Count = 1  # evaluate every so many epochs, and after the last
+    log_steps: Count = 50
     tensorboard: bool = True
-    max_skipped: int = 20  # steps in a row that may be skipped for a loss or gradient that is not finite
-    timeout: float = 600.0  # seconds a rank waits for the others
-    profile_steps: tuple[int, int] = (10, 20)  # what --profile records
+    max_skipped: Whole = 20  # steps in a row that may be skipped for a loss or gradient that is not finite
+    timeout: Annotated[float, Range(above=0, at_most=1e6)] = 600.0  # seconds a rank waits for the others
+    profile_steps: tuple[Whole, Whole] = (10, 20)  # what --profile records
+
+    def validate(self) -> None:
+        start, stop = self.profile_steps
+        if start >= stop:
+            raise ValueError(f"profile_steps are {start}, {stop}, need a first step before the last")
 
 
 @dataclass
 class Experiment:
-    """Settings that every task has. A task adds `model` and `data` and defines the four methods.
+    """Settings that every task has. A task adds `model` and `data` and defines the methods.
 
     `metric` names the figure of `evaluate` that decides which checkpoint is the best; smaller is better unless
-    `metric_mode` is "max".
+    `metric_mode` is "max". `losses` has every loss that the network may return.
     """
 
     name: str = ""
-    losses: dict[str, float] = field(default_factory=dict)  # loss → weight
+    losses: dict[str, NonNegative] = field(default_factory=dict)  # loss → weight
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
@@ -95,6 +164,35 @@ class Experiment:
     def evaluate(self, model, loader) -> dict[str, float]:
         """Figures over all ranks' shares of the validation set. `loader` gives batches on the device."""
         raise NotImplementedError
+
+    def figure_names(self) -> tuple[str, ...]:
+        """What `metric` may be, so that a mistake is seen before training; empty = seen at the first evaluation."""
+        return ()
+
+
+def check(config: Any, prefix: str = "") -> None:
+    """Holds every setting of a tree of dataclasses to its type and range, then to the dataclasses' `validate`.
+
+    Raises:
+        ValueError: one line that names the setting, what it is and what it needs.
+    """
+    for name, kind in _hints(config).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            check(value, f"{prefix}{name}.")
+        else:
+            _convert(kind, value, prefix + name)
+    try:
+        if hasattr(config, "validate"):
+            config.validate()
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
+    if isinstance(config, Experiment):
+        for name, weight in config.losses.items():
+            _convert(NonNegative, weight, f"losses.{name}")
+        names = config.figure_names()
+        if names and config.metric not in names:
+            raise ValueError(f"metric is {config.metric!r}{nearest(config.metric, names)}")
 
 
 def apply_options(config: Any, options: Iterable[str]) -> Any:
@@ -150,7 +248,7 @@ def diff(a: dict, b: dict) -> list[str]:
 
 def _hints(config):
     """Field → type; a field whose annotation only says Any has the type of its value."""
-    hints = get_type_hints(type(config))
+    hints = get_type_hints(type(config), include_extras=True)
     return {f.name: type(getattr(config, f.name)) if hints[f.name] is Any else hints[f.name] for f in fields(config)}
 
 
@@ -166,26 +264,44 @@ def _set(root, key, make):
         if kind is None or bool(rest) != (is_dataclass(kind) or (get_origin(kind) is dict and bool(rest))):
             raise ValueError(_unknown(key, flatten(asdict(root))))
         if get_origin(kind) is dict and rest:
-            getattr(config, part)[".".join(rest)] = make(get_args(kind)[1])
+            change = {".".join(rest): make(get_args(kind)[1])}
+            _check_losses(root, key, change)
+            getattr(config, part).update(change)
             return
         if not rest:
-            setattr(config, part, make(kind))
+            value = make(kind)
+            _check_losses(root, key, value)
+            setattr(config, part, value)
             return
         config = getattr(config, part)
 
 
+def _check_losses(root, key, change):
+    """The losses of an experiment are those that it declares, unlike the patterns of other dicts."""
+    known = root.losses if isinstance(root, Experiment) and key.split(".")[0] == "losses" else {}
+    for name in change if known else ():
+        if name not in known:
+            raise ValueError(_unknown(f"losses.{name}", [f"losses.{loss}" for loss in known]))
+
+
+def _plain(kind):
+    """The type without its range."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
 def _parse(kind, text, key):
     """Text of the command line → what JSON would hold → the type."""
-    origin = get_origin(kind)
-    if kind is str or origin is Literal:
+    plain = _plain(kind)
+    origin = get_origin(plain)
+    if plain is str or origin is Literal:
         return _convert(kind, text, key)
     if origin in (Union, types.UnionType):
         if text.lower() in ("none", "null"):
             return _convert(kind, None, key)
-        return _parse(next(k for k in get_args(kind) if k is not types.NoneType), text, key)
-    if kind is bool:
+        return _parse(next(k for k in get_args(plain) if k is not types.NoneType), text, key)
+    if plain is bool:
         return _convert(kind, {"true": True, "false": False}.get(text.lower(), text), key)
-    if origin is tuple and get_args(kind)[0] is str and text[:1] not in ("[", "("):
+    if origin is tuple and get_args(plain)[0] is str and text[:1] not in ("[", "("):
         return _convert(kind, [part.strip() for part in text.split(",") if part.strip()], key)
     if origin is tuple and text[:1] not in ("[", "("):
         text = f"[{text}]"
@@ -197,6 +313,13 @@ def _parse(kind, text, key):
 
 
 def _convert(kind, value, key):
+    """The value as this type has it; ValueError where it is none of its values."""
+    if get_origin(kind) is Annotated:
+        plain, limits = get_args(kind)
+        value = _convert(plain, value, key)
+        if not limits.holds(value):
+            raise ValueError(f"{key} is {value!r}, needs {limits}")
+        return value
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         if value not in arguments:
@@ -213,12 +336,28 @@ def _convert(kind, value, key):
     elif origin is dict and isinstance(value, dict):
         return {str(k): _convert(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{key} is {value!r}, needs a finite number")
         return float(value)
     elif kind in (int, bool, str) and type(value) is kind:
+        if kind is int and abs(value) >= 2**63:
+            raise ValueError(f"{key} is {value}, needs fewer than 20 digits")
         return value
     raise ValueError(_wrong(kind, value, key))
 
 
 def _wrong(kind, value, key):
-    name = kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
-    return f"{key} is {value!r}, needs {name}"
+    return f"{key} is {value!r}, needs {_named(kind)}"
+
+
+def _named(kind):
+    """int · tuple[float, float] · str | None · float above 0"""
+    if get_origin(kind) is Annotated:
+        plain, limits = get_args(kind)
+        return f"{_named(plain)} {limits}"
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join("none" if k is types.NoneType else _named(k) for k in get_args(kind))
+    if get_origin(kind) in (tuple, dict):
+        parts = ("..." if part is Ellipsis else _named(_plain(part)) for part in get_args(kind))
+        return f"{get_origin(kind).__name__}[{', '.join(parts)}]"
+    return kind.__name__ if isinstance(kind, type) else str(kind)

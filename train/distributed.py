@@ -1,6 +1,7 @@
 """One process or many: the same calls work in both."""
 
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -54,6 +55,39 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 def is_lost_rank(error: RuntimeError) -> bool:
     """Whether this is how a collective ends when another rank is gone or does not come in time."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+class FirstRankError(RuntimeError):
+    """What the first rank did for all has failed. The message is that of its error."""
+
+
+def on_first_rank(action: Callable[[], object]) -> None:
+    """Runs `action` on the first rank while the others wait; where it fails, all fail, the others with FirstRankError.
+
+    It must use no collective.
+    """
+    if not dist.is_initialized():
+        action()
+        return
+    failure = None
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except BaseException as error:
+            failure = error
+    told = [None if failure is None else str(failure) or type(failure).__name__]
+    dist.broadcast_object_list(told, 0)
+    if failure is not None:
+        raise failure
+    if told[0] is not None:
+        raise FirstRankError(told[0])
+
+
+def spread_buffers(model: torch.nn.Module) -> None:
+    """Gives every rank the first one's buffers, which are those that a checkpoint has."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def wait_for_all() -> None:

@@ -1,6 +1,7 @@
 """What a run tells: a progress bar, JSON lines, TensorBoard."""
 
 import json
+import os
 import resource
 import sys
 import time
@@ -12,6 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .distributed import sum_over_ranks
+from .files import write_whole
+
+_SILENCE = 30.0  # seconds
+_DAMAGED = "log.jsonl.damaged"
 
 
 class RunLog:
@@ -19,7 +24,7 @@ class RunLog:
 
     `log.jsonl` holds one line for each record; TensorBoard's events go to the same folder, so that
     `tensorboard --logdir work_dirs` shows runs by folder. Each record is a printed line too; a terminal shows a
-    progress bar below them.
+    progress bar below them, anything else gets a line where half a minute would pass without one.
 
     Args:
         folder: of the run; None = say and write nothing (ranks other than the first).
@@ -33,8 +38,11 @@ class RunLog:
         if not self.active:
             return
         self._console = Console()
+        self._said = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = _open_lines(folder / "log.jsonl", step)
+        self._file, damaged = _open_lines(folder / "log.jsonl", step)
+        if damaged:
+            self.say(f"{damaged} lines of {folder / 'log.jsonl'} cannot be read; the file as it was is {_DAMAGED}")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes a second
 
@@ -54,8 +62,16 @@ class RunLog:
         self._started = (time.monotonic(), step)
 
     def advance(self, step: int) -> None:
+        """After every step."""
         if self.active:
             self._bar.update(self._task, completed=step)
+            self._sign_of_life(f"step {step}/{self._total} · left {self._left(step)}")
+
+    def evaluating(self, done: int, batches: int) -> None:
+        """Before every batch of an evaluation."""
+        if self.active:
+            self._bar.update(self._task, description="evaluate", note=f"{done}/{batches} batches")
+            self._sign_of_life(f"evaluating: {done}/{batches} batches")
 
     def record(self, step: int, epoch: int, figures: Mapping[str, float]) -> None:
         """Figures by name; a "/" in a name groups them. Values may be NaN."""
@@ -75,6 +91,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         if self.active:
+            self._said = time.monotonic()
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -85,12 +102,15 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
 
+    def _sign_of_life(self, text):
+        if not self._console.is_terminal and time.monotonic() - self._said >= _SILENCE:
+            self.say(text)
+
     def _left(self, step):
         began, first = self._started
         if step <= first:
             return "?"
-        seconds = int((time.monotonic() - began) / (step - first) * (self._total - step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        return as_time((time.monotonic() - began) / (step - first) * (self._total - step))
 
 
 class Meter:
@@ -124,11 +144,30 @@ def peak_memory(device: torch.device) -> float:
     return kilobytes / 1024
 
 
+def as_time(seconds: float) -> str:
+    """Hours:minutes:seconds."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
 def _open_lines(path, step):
-    """The file to append to, without the lines of steps after `step`: they will be written again."""
-    kept = []
-    if path.exists():
-        lines = path.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in kept))
-    return open(path, "a")
+    """The file to append to, and how many lines could not be read.
+
+    Lines of steps after `step`, and its evaluation, go: they will be written again. So does a last line that a killed
+    run left half.
+    """
+    damaged, kept = 0, []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for place, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+            later = record["step"] > step or (record["step"] == step and any(n.startswith("val/") for n in record))
+        except (ValueError, TypeError, KeyError):
+            damaged += place + 1 < len(lines)
+            continue
+        if not later:
+            kept.append(line.decode())
+    if damaged:
+        os.replace(path, path.with_name(_DAMAGED))
+    if lines:  # the last of those kept may lack its line break
+        write_whole(path, "".join(f"{line}\n" for line in kept))
+    return open(path, "a"), damaged

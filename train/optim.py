@@ -21,10 +21,23 @@ def matches(pattern: str, name: str) -> bool:
     return any(all(map(fnmatchcase, parts[start:], wanted)) for start in starts)
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
+def learning_rate(config: OptimConfig, samples: int = 0) -> float:
+    """`config.lr`, or with `config.base_batch` what belongs to a step of so many `samples` over all ranks."""
+    if not config.base_batch or not samples:
+        return config.lr
+    ratio = samples / config.base_batch
+    return config.lr * (ratio if config.batch_rule == "linear" else math.sqrt(ratio))
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig, samples: int = 0) -> list[dict]:
     """Freezes what is to be frozen, and groups the rest by the pattern that applies, the longest if there are several.
 
-    Each group has `params`, `lr` and `name` (the pattern, or "base").
+    Each group has `params`, `lr`, `weight_decay` and `name` (the pattern, or "base").
+
+    Args:
+        model: gets its `requires_grad` set.
+        config: patterns and rates.
+        samples: in a step over all ranks, for `learning_rate`.
 
     Raises:
         ValueError: a pattern matches no parameter (with the nearest name), or nothing is left to train.
@@ -34,7 +47,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     for pattern in multipliers:
         if not any(matches(pattern, name) for name in names):
             raise ValueError(f"optim: the pattern {pattern!r} matches no parameter{nearest(pattern, _prefixes(names))}")
-    groups = {}
+    groups, lr = {}, learning_rate(config, samples)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -47,8 +60,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
         if multiplier == 0:
             parameter.requires_grad_(False)
             continue
-        group = groups.setdefault(pattern, dict(params=[], lr=config.lr * multiplier, name=pattern))
-        group["params"].append(parameter)
+        decay = 0.0 if config.decay == "matrices" and parameter.ndim < 2 else config.weight_decay
+        new = dict(params=[], lr=lr * multiplier, weight_decay=decay, name=pattern)
+        groups.setdefault((pattern, decay), new)["params"].append(parameter)
     if not groups:
         raise ValueError("optim: every parameter is frozen, nothing is left to train")
     return list(groups.values())
@@ -66,19 +80,66 @@ def set_training(model: nn.Module) -> None:
             module.eval()
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    groups = parameter_groups(model, config)
+def build_optimizer(model: nn.Module, config: OptimConfig, samples: int = 0) -> torch.optim.AdamW:
+    """See `parameter_groups`."""
+    groups = parameter_groups(model, config, samples)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
-def build_schedule(optimizer, config: ScheduleConfig, total: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """`total`: steps of the whole run."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(config, step, total))
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
+    """Parameter → what the optimiser remembers of it. By name, so that it survives other groups."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[parameter]: state for parameter, state in optimizer.state.items()}
 
 
-def factor(config: ScheduleConfig, step: int, total: int) -> float:
-    """What the learning rate is multiplied by at a step in [0, total): linear warm-up, then the schedule's kind."""
-    warmup = min(config.warmup_steps, total)
+def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Gives the optimiser what `moments` returned; rates, decay and betas stay those it was built with.
+
+    Raises:
+        ValueError: they are of other parameters than those that train now; the message names some.
+    """
+    parameters = dict(model.named_parameters())
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    if saved and saved.keys() != trained:
+        for names, what in ((saved.keys() - trained, "no longer train"), (trained - saved.keys(), "did not train")):
+            if names:
+                shown = ", ".join(sorted(names)[:3])
+                raise ValueError(f"{len(names)} parameters {what}: {shown}{', …' if len(names) > 3 else ''}")
+    places = {parameter: place for place, parameter in enumerate(order)}
+    state = {places[parameters[name]]: values for name, values in saved.items()}
+    optimizer.load_state_dict(dict(state=state, param_groups=optimizer.state_dict()["param_groups"]))
+
+
+class Schedule:
+    """Sets the learning rate of every group, and with `cyclic` Adam's beta1, for a place in the run.
+
+    Args:
+        optimizer: as built: its rates are those that the schedule multiplies.
+        config: the kind and its numbers.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: ScheduleConfig):
+        self.optimizer, self.config = optimizer, config
+        self._base = [(group["lr"], group["betas"]) for group in optimizer.param_groups]
+
+    def set(self, step: float, total: float, warmup: float) -> None:
+        """The place: `step` of `total`, the first `warmup` of them warm-up. Fractions of steps are places too."""
+        rate = factor(self.config, step, total, warmup)
+        momentum = momentum_factor(self.config, step, total)
+        for group, (lr, (beta1, beta2)) in zip(self.optimizer.param_groups, self._base):
+            group["lr"], group["betas"] = lr * rate, (beta1 * momentum, beta2)
+
+
+def factor(config: ScheduleConfig, step: float, total: float, warmup: float | None = None) -> float:
+    """What the learning rate is multiplied by at a step in [0, total): linear warm-up, then the schedule's kind.
+
+    `cyclic` has no warm-up: it rises from 1 to `peak_factor` and falls to `final_factor`, both along half a cosine, as
+    mmcv's CyclicLrUpdater does.
+    """
+    if config.kind == "cyclic":
+        return _cycle(config, step / total, 1.0, config.peak_factor, config.final_factor)
+    warmup = min(config.warmup_steps if warmup is None else warmup, total)
     ramp = 1.0
     if step < warmup:
         ramp = config.warmup_factor + (1 - config.warmup_factor) * step / warmup
@@ -86,8 +147,23 @@ def factor(config: ScheduleConfig, step: int, total: int) -> float:
         return ramp * config.gamma ** sum(step >= milestone * total for milestone in config.milestones)
     if config.kind == "constant" or step < warmup:
         return ramp
-    done = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return config.final_factor + (1 - config.final_factor) * (1 + math.cos(math.pi * done)) / 2
+    return _anneal(1.0, config.final_factor, (step - warmup) / max(total - warmup, 1))
+
+
+def momentum_factor(config: ScheduleConfig, step: float, total: float) -> float:
+    """What Adam's beta1 is multiplied by: with `cyclic` it falls as the learning rate rises, and comes back."""
+    return _cycle(config, step / total, 1.0, config.momentum_factor, 1.0) if config.kind == "cyclic" else 1.0
+
+
+def _cycle(config, done, first, peak, last):
+    if done < config.peak_at:
+        return _anneal(first, peak, done / config.peak_at)
+    return _anneal(peak, last, (done - config.peak_at) / (1 - config.peak_at))
+
+
+def _anneal(first, last, done):
+    """From the one to the other along half a cosine."""
+    return last + (first - last) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:

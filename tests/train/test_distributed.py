@@ -1,5 +1,7 @@
 """Two gloo ranks: they agree, they resume, and when one fails all stop."""
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -14,11 +16,14 @@ from rigfuse.train.distributed import World
 from rigfuse.train.trainer import Trainer
 from support import toy_experiment
 from support.ranks import run_ranks
+from support.runs import lines
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("ranks")
+    options = ("model.dropout=0", "losses.extra=0", "run.checkpoint_steps=4", "run.keep=50")
+    Trainer(toy_experiment.toy(*options), path / "single", World()).fit()
     run_ranks(toy_experiment.train_on_ranks, 2, path)
     return path
 
@@ -33,7 +38,7 @@ def equal(a, b):
 
 
 def test_both_ranks_hold_the_same_weights(folder):
-    for name in ("whole", "dropout", "nan"):
+    for name in ("whole", "from-one", "dropout", "nan"):
         assert equal(*states(folder, name)), name
 
 
@@ -41,10 +46,33 @@ def test_two_ranks_are_one_with_twice_the_batch(folder, tmp_path):
     single = Trainer(toy_experiment.toy("model.dropout=0", "losses.extra=0", "loader.batch_size=4"), tmp_path, World())
     single.fit()
     state = states(folder, "whole")[0]
-    assert state["counters"]["step"] == single.counters.step == 12
-    assert state["epoch"] == dict(batches=6, items=4)
+    assert state["counters"]["step"] == single.progress.step == 12
+    assert state["data"] == dict(items=24, per_step=4)
     for name, weight in single.model.named_parameters():
         torch.testing.assert_close(state["model"][name], weight.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_one_rank_began_goes_on_at_its_place(folder, tmp_path):
+    there = folder / "single" / "checkpoints" / "step-00000004.pt"
+    options = ("model.dropout=0", "losses.extra=0", "loader.batch_size=4")
+    single = Trainer(toy_experiment.toy(*options), tmp_path, World(), resume=there)
+    single.fit()
+    state = states(folder, "from-one")[0]
+    same = ("epoch", "step", "samples", "warmup_samples", "best_step")
+    assert all(state["counters"][name] == vars(single.progress)[name] for name in same)
+    assert single.progress.step == 4 + 4 + 6
+    for name, weight in single.model.named_parameters():
+        torch.testing.assert_close(state["model"][name], weight.detach(), rtol=1e-4, atol=1e-6)
+    rates = [
+        {line["step"]: line["lr/base"] for line in lines(run) if "loss" in line}
+        for run in (folder / "from-one", tmp_path, folder / "single")
+    ]
+    assert rates[0] == rates[1] and rates[0][5] == pytest.approx(rates[2][6]) and rates[0][14] == 0
+
+
+def test_every_rank_and_every_step_has_random_numbers_of_its_own(folder):
+    seeds = [states(folder, "dropout")[rank]["seeds"] for rank in range(2)]
+    assert len(seeds[0]) == len(seeds[1]) == 12 and len({*seeds[0], *seeds[1]}) == 24
 
 
 @pytest.mark.parametrize("name", ["", "dropout-"])
@@ -57,13 +85,43 @@ def test_resume_is_bit_exact_on_every_rank(folder, name):
 def test_a_nan_on_one_rank_is_skipped_by_both(folder):
     first, second = states(folder, "nan")
     assert first["counters"]["skipped"] == second["counters"]["skipped"] == 2  # the last two of six steps
-    assert first["schedule"]["last_epoch"] == 4
+    assert first["counters"]["skipped_samples"] == 2 * 8
     assert all(value.isfinite().all() for value in first["model"].values())
 
 
+def test_an_infinite_statistic_on_one_rank_is_put_back_on_both(folder):
+    """The first rank's buffers are what is saved, and it saw nothing; the other's would be in its next gradients."""
+    for state in states(folder, "huge"):
+        assert state["counters"]["skipped"] == 1
+        assert all(value.isfinite().all() for value in state["model"].values())
+        assert state["model"]["norm.num_batches_tracked"] == 5
+
+
+def test_the_others_wait_for_the_first_rank_and_fail_with_it(folder):
+    first, second = (json.loads((folder / "first" / f"seen-{rank}.json").read_text()) for rank in range(2))
+    assert first == dict(acted=True, error="OSError: the disk is full", saved=True)
+    assert second == dict(acted=True, error="FirstRankError: the disk is full", saved=True)
+
+
+def test_an_evaluation_counts_every_ranks_share(folder):
+    """Of a real experiment: two ranks report, both, what one reports alone."""
+    toy_experiment.evaluate_on_rank(World(), folder)
+    alone, first, second = (json.loads((folder / f"figures-{n}.json").read_text()) for n in ("1-0", "2-0", "2-1"))
+    assert first == second and first == pytest.approx(alone, rel=1e-5)
+    assert all(math.isfinite(value) for value in alone.values()) and len(alone) > 3
+
+
 def test_every_rank_evaluates_its_share_once(folder):
-    lines = (folder / "whole" / "log.jsonl").read_text().splitlines()
-    assert sum('"val/count": 5.0' in line for line in lines) == 2
+    assert [line["val/count"] for line in lines(folder / "whole") if "val/count" in line] == [5, 5]
+
+
+def test_what_is_evaluated_on_ranks_is_what_is_saved(folder, tmp_path):
+    """Each rank's batch norms saw its own batches; the checkpoint has the first rank's, and so does the evaluation."""
+    saved = checkpoint.load(folder / "huge" / "checkpoints" / "last.pt")
+    alone = Trainer(toy_experiment.toy("model.norm=true"), tmp_path, World())
+    checkpoint.load_weights(alone.model, saved["model"], "the run's")
+    logged = [line["val/error"] for line in lines(folder / "huge") if "val/error" in line]
+    assert logged == [pytest.approx(alone.evaluate()["error"], rel=1e-5)]
 
 
 def torchrun(folder, *options):
@@ -89,7 +147,7 @@ def test_an_error_in_the_save_stops_all_within_a_minute(tmp_path):
     (tmp_path / "checkpoints").write_text("not a folder")
     status, output, seconds = torchrun(tmp_path, "run.checkpoint_steps=2")
     assert status != 0 and seconds < 60
-    assert "FileExistsError" in output
+    assert "FileExistsError" in output and "FirstRankError" in output
 
 
 def test_sigterm_to_torchrun_saves_once(tmp_path):

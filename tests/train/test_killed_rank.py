@@ -30,5 +30,5 @@ def test_a_killed_rank_ends_the_run_and_the_resumed_one_ends_as_if_undisturbed(t
     assert whole["counters"] == resumed["counters"] and whole["counters"]["step"] == 12
     for name, weight in whole["model"].items():
         assert torch.equal(weight, resumed["model"][name]), name
-    for state, other in zip(whole["optimizer"]["state"].values(), resumed["optimizer"]["state"].values(), strict=True):
+    for state, other in zip(whole["optimizer"].values(), resumed["optimizer"].values(), strict=True):
         assert all(torch.equal(state[name], other[name]) for name in state)

@@ -5,7 +5,17 @@ import torch
 from torch import nn
 
 from rigfuse.train.config import OptimConfig, ScheduleConfig
-from rigfuse.train.optim import build_optimizer, build_schedule, factor, matches, parameter_groups
+from rigfuse.train.optim import (
+    Schedule,
+    build_optimizer,
+    factor,
+    learning_rate,
+    load_moments,
+    matches,
+    moments,
+    momentum_factor,
+    parameter_groups,
+)
 
 
 def model():
@@ -94,12 +104,79 @@ def test_multistep_falls_at_its_milestones():
     assert {step: factor(config, step, 100) for step in expected} == pytest.approx(expected)
 
 
+def test_a_cycle_rises_to_its_peak_and_falls_as_the_momentum_does_the_opposite():
+    """mmcv's CyclicLrUpdater and its momentum: target ratios (8, 1e-4) and 0.85/0.95, 40 % of the steps up."""
+    config = ScheduleConfig(kind="cyclic", peak_factor=8.0, peak_at=0.4, final_factor=1e-4, momentum_factor=0.85 / 0.95)
+    rates = {0: 1, 20: 4.5, 40: 8, 70: (8 + 1e-4) / 2, 100: 1e-4}
+    assert {step: factor(config, step, 100) for step in rates} == pytest.approx(rates)
+    momenta = {0: 1, 20: (1 + 0.85 / 0.95) / 2, 40: 0.85 / 0.95, 70: (1 + 0.85 / 0.95) / 2, 100: 1}
+    assert {step: momentum_factor(config, step, 100) for step in momenta} == pytest.approx(momenta)
+    rising, falling = ([factor(config, step, 100) for step in part] for part in (range(41), range(40, 101)))
+    assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
+    assert momentum_factor(ScheduleConfig(), 40, 100) == 1
+
+
+def test_a_place_may_lie_between_steps():
+    config = ScheduleConfig(warmup_factor=0.0)
+    assert factor(config, 2.5, 20, warmup=5) == pytest.approx(0.5)
+    assert factor(config, 12.5, 20, warmup=5) == pytest.approx(0.5)
+
+
 def test_the_schedule_reaches_every_group_in_proportion():
-    optimizer = build_optimizer(model(), OptimConfig(lr=0.1, multipliers={"task_heads": 0.5}))
-    schedule = build_schedule(optimizer, ScheduleConfig(warmup_steps=4, warmup_factor=0.5), total=20)
-    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-    assert rates == {"base": pytest.approx(0.05), "task_heads": pytest.approx(0.025)}
-    for _ in range(4):
-        optimizer.step()
-        schedule.step()
-    assert schedule.get_last_lr() == pytest.approx([0.1, 0.05])
+    optimizer = build_optimizer(model(), OptimConfig(lr=0.1, betas=(0.9, 0.99), multipliers={"task_heads": 0.5}))
+    schedule = Schedule(optimizer, ScheduleConfig(warmup_steps=4, warmup_factor=0.5))
+    for step, expected in ((0, (0.05, 0.025)), (4, (0.1, 0.05)), (0, (0.05, 0.025))):
+        schedule.set(step, 20, 4)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
+        assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.99)] * 2
+    cyclic = Schedule(build_optimizer(model(), OptimConfig(betas=(0.9, 0.99))), ScheduleConfig(kind="cyclic"))
+    for step, beta in ((40, 0.9 * 0.85 / 0.95), (100, 0.9)):
+        cyclic.set(step, 100, 0)
+        assert cyclic.optimizer.param_groups[0]["betas"] == (pytest.approx(beta), 0.99)
+
+
+def test_the_rate_follows_the_samples_of_a_step():
+    config = OptimConfig(lr=2e-4, base_batch=8)
+    assert [learning_rate(config, samples) for samples in (2, 8, 32)] == pytest.approx([5e-5, 2e-4, 8e-4])
+    config.batch_rule = "sqrt"
+    assert [learning_rate(config, samples) for samples in (2, 8, 32)] == pytest.approx([1e-4, 2e-4, 4e-4])
+    assert learning_rate(OptimConfig(lr=2e-4), 32) == 2e-4
+    config.multipliers = {"task_heads": 0.5}
+    rates = {group["name"]: group["lr"] for group in parameter_groups(model(), config, samples=2)}
+    assert rates == pytest.approx({"base": 1e-4, "task_heads": 5e-5})
+
+
+def test_decay_can_spare_norms_biases_and_scales():
+    network = model()
+    network["scale"] = nn.ParameterList([nn.Parameter(torch.ones(()))])
+    config = OptimConfig(weight_decay=0.1, decay="matrices", multipliers={"task_heads": 0.5})
+    groups = build_optimizer(network, config).param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {name: decays[id(p)] for name, p in network.named_parameters()} == {
+        name: 0.1 if p.ndim == 2 else 0.0 for name, p in network.named_parameters()
+    }
+    assert sorted(group["name"] for group in groups) == ["base", "base", "task_heads", "task_heads"]
+    config.decay = "all"
+    assert [group["weight_decay"] for group in build_optimizer(network, config).param_groups] == [0.1, 0.1]
+
+
+def test_moments_go_by_name_and_not_by_group():
+    def trained(config):
+        torch.manual_seed(0)
+        network = model()
+        optimizer = build_optimizer(network, config)
+        return network, optimizer
+
+    network, optimizer = trained(OptimConfig(betas=(0.5, 0.9), weight_decay=0.3))
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    other, grouped = trained(OptimConfig(lr=7.0, multipliers={"task_heads": 0.5, "bias": 2.0}))
+    load_moments(other, grouped, moments(network, optimizer))
+    for a, b in zip(network.parameters(), other.parameters()):
+        assert torch.equal(optimizer.state[a]["exp_avg"], grouped.state[b]["exp_avg"])
+        assert optimizer.state[a]["step"] == grouped.state[b]["step"] == 1
+    assert {group["lr"] for group in grouped.param_groups} == {7.0, 3.5, 14.0}
+    assert {group["betas"] for group in grouped.param_groups} == {(0.9, 0.999)}
+    with pytest.raises(ValueError, match="^2 parameters no longer train: task_heads.bias, task_heads.weight$"):
+        load_moments(*trained(OptimConfig(freeze=("task_heads",))), moments(network, optimizer))
