@@ -110,7 +110,7 @@ class CompletionCascade(OperationModule):
         Returns:
             features, teacher and losses. Losses are absent outside training; `trajectory` is used in training only.
         """
-        missing = self.dropout.faults(*window.images.shape[:2], drop)  # (B, T, V)
+        missing = self.dropout.faults(*window.images.shape[:2], drop).cpu()  # (B, T, V)
         now = missing[:, -1]
         with annotate("backbone"):
             original, teacher = self._see(window.images[:, -1], now)
@@ -209,7 +209,8 @@ class CompletionCascade(OperationModule):
         return self.extract(images.new_zeros(1, 1, *images.shape[2:]))
 
     def _see(self, images, missing):
-        """What the backbone makes of the masked images, and of the full ones without gradients, (B, V, C, h, w) each.
+        """What the backbone makes of the masked images, and of the full ones without gradients, (B, V, C, h, w) each;
+        missing is on the CPU.
 
         Both differ in the missing cameras alone, and there the masked one is the same black image each time. So one
         pass over the full images serves both, where an image does not depend on the others of its batch.
@@ -236,10 +237,10 @@ class CompletionCascade(OperationModule):
     def _remember(self, window, missing, original):
         """The earlier moments as stage 1 may read them: of each sample the cameras that help a missing one."""
         history, scale, present = self.temporal.new_history(), self.temporal_scale, len(window.frames) - 1
-        helpful = self.temporal.helpful(missing[:, -1].cpu())
+        helpful = self.temporal.helpful(missing[:, -1])
         first = max(present - history.length, 0) if helpful.any() else present
         for step in range(first, present):
-            images, read = window.images[:, step], helpful & ~missing[:, step].cpu()
+            images, read = window.images[:, step], helpful & ~missing[:, step]
             if self._one_pass():
                 nothing = torch.zeros_like(original[scale])
                 (maps,) = _put([nothing], read, lambda chosen: [self._maps(chosen)[scale]], images)

@@ -58,6 +58,12 @@ class CompletionExperiment(Experiment):
             figures |= {f"{name}/{camera}": mean(name, scenario=camera) for camera in self.evaluate_without}
         return figures | {f"explained/{stride}": mean("explained", stride=stride) for stride in model.backbone.strides}
 
+    def figure_names(self) -> tuple[str, ...]:
+        """The names of `evaluate`'s figures."""
+        by = (*self.evaluate_without, *map(str, self.model.backbone.strides))
+        split = [f"relative_l2/{camera}" for camera in self.evaluate_without] + [f"explained/{part}" for part in by]
+        return ("relative_l2", "explained", *(f"relative_l2_{method}" for method in BASELINES), *split)
+
     def constant(self, model: CompletionCascade) -> list[torch.Tensor]:
         """The mean of each camera's features over training samples without augmentation, see `training_mean`."""
         config = replace(self.data, history=0)

@@ -171,6 +171,28 @@ def test_the_experiments_constant_is_that_of_its_unaugmented_training_moments():
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_the_experiments_figures_are_means_over_cameras_and_scales():
+    made = experiment("completion_v2_tiny")
+    made.data.scenes, made.data.image_size, made.constant_samples = (1, 1), (32, 64), 8
+    made.evaluate_without = ("CAM_FRONT", "CAM_BACK")
+    network = made.build_model()
+    validation = made.build_data()[1]
+    batches = [made.collate([validation[0, index]]).to("cpu") for index in (0, 9)]
+    figures = made.evaluate(network, batches)
+    assert set(figures) == set(made.figure_names())
+    scores = evaluate_completion(
+        network, batches, [Scenario(c, (c,)) for c in made.evaluate_without], constant=made.constant(network)
+    )
+    completed = [s for s in scores if s.method == "completed"]
+    mean = lambda values: pytest.approx(sum(values) / len(values), rel=1e-5)  # noqa: E731
+    assert len(completed) == 4 and figures["relative_l2"] == mean([s.relative_l2 for s in completed])
+    assert figures["explained"] == mean([s.explained for s in completed])
+    assert figures["explained/CAM_BACK"] == mean([s.explained for s in completed if s.scenario == "CAM_BACK"])
+    assert figures["explained/8"] == mean([s.explained for s in completed if s.stride == 8])
+    of_constant = [s.relative_l2 for s in scores if s.method == "constant"]
+    assert figures["relative_l2_constant"] == mean(of_constant)
+
+
 # ---- on the built-in drive
 
 
