@@ -1,113 +1,105 @@
-"""The documents' claims about V2 against V1 and about frozen branches, each with the figure that this run found."""
+"""A run's figure for each of the documents' claims, and what it says about the claim."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from .measure import paired_ratio
-from .results import Table
-from .runner import Outcome
-from .workload import MODE_NAMES, MODES, STEP
+from ..train.claims import ABSENT, EQUAL, FAILS, HOLDS, KEYS, UNSURE, Claim
+from .measure import median_interval, paired_ratios, summarise
+from .results import Outcome, Table
 
-SPEED, MEMORY = 1.4, 0.5
-STEP_SPEED, STEP_MEMORY = 1.2, 0.7  # of a whole run
-FROZEN_SPEED, FROZEN_MEMORY = 1.3, 0.7  # of the detector with frozen branches
-EQUAL = 256  # multiples of the dtype's epsilon within which results count as equal
+ROUNDING = 256  # multiples of the dtype's epsilon within which results count as equal
+WIDE = 1.5  # 80th over 20th percentile of a ratio, beyond which its median says little
 CASE = "documents"  # the size that the claims were made for
 
 
 @dataclass(frozen=True)
-class Claim:
-    """holds: None where this run did not measure it. expected: the documents expect it, and promise nothing."""
+class Judged:
+    """One claim, this run's figure, and the verdict. promised: the documents promise it; else they expect it."""
 
     text: str
     figure: str
-    holds: bool | None
-    expected: bool = False
-
-    @property
-    def verdict(self) -> str:
-        return {True: "holds", False: "does not hold", None: "not measured"}[self.holds]
+    verdict: str
+    promised: bool = True
 
 
-def judge(outcome: Outcome, cases: Iterable[str], modes: Iterable[str], epsilon: float) -> list[Claim]:
-    """The claims, at the documents' size where it was run, else at the first case. epsilon: of the run's dtype."""
-    cases, table = list(cases), Table(outcome.rows)
-    case = CASE if CASE in cases else cases[0]
-    claims = [_keys(outcome, cases, case)]
-    for mode in (mode for mode in modes if mode in MODES):
-        name = f"stage 1, {MODE_NAMES[mode]}"
-        claims.append(_memory(table, ("temporal", case, mode), f"memory −{1 - MEMORY:.0%}, {name}", MEMORY))
-        claims.append(_speed(table, ("temporal", case, mode), f"speed +{SPEED - 1:.0%}, {name}", SPEED))
-    return [*claims, *_step(outcome, table), _equality(outcome, epsilon)]
+@dataclass(frozen=True)
+class Where:
+    """Which measurements a claim is about. pair: the provider before and the one after."""
+
+    scope: str
+    case: str
+    mode: str
+    name: str  # for a person
+    pair: tuple[str, str] = ("v1", "v2")
 
 
-def judge_detector(outcome: Outcome) -> list[Claim]:
-    """What the documents expect of freezing the detector's branches."""
-    table, pair = Table(outcome.rows), ("unfrozen", "frozen")
-    cases = [case for _, case in outcome.sizes]
-    if not cases:
-        return []
-    place = ("step", CASE if CASE in cases else cases[0], STEP)
-    found = [
-        _memory(table, place, "memory −30 % expected, a training step with frozen branches", FROZEN_MEMORY, pair),
-        _speed(table, place, "speed +30 % expected, a training step with frozen branches", FROZEN_SPEED, pair),
-    ]
-    return [replace(claim, expected=True) for claim in found]
+def claimed_case(cases: Sequence[str]) -> str:
+    """The documents' size where it was measured, else the first case."""
+    return CASE if CASE in cases else cases[0]
 
 
-def _step(outcome, table):
-    """What the documents expect of the whole run."""
-    cases = [case for scope, case in outcome.sizes if scope == "step"]
-    if not cases:
-        return []
-    place = ("step", CASE if CASE in cases else cases[0], STEP)
-    found = [
-        _memory(table, place, "memory −30 to −50 % expected, a whole training step", STEP_MEMORY),
-        _speed(table, place, "speed +20 to +40 % expected, a whole training step", STEP_SPEED),
-    ]
-    return [replace(claim, expected=True) for claim in found]
+def judge_memory(claim: Claim, table: Table, where: Where) -> Judged:
+    before, after = _pair(table, where, "peak_bytes")
+    if before is None or after is None:
+        return _absent(claim, where)
+    ratio = after.value / before.value
+    megabytes = f"{after.value / 1e6:.1f} MB instead of {before.value / 1e6:.1f} MB"
+    return _judged(claim, where, f"{_change(ratio)}: {megabytes} ({where.case})", claim.verdict(ratio))
 
 
-def _keys(outcome, cases, case):
-    text = "attention reads 3·T·H·W keys instead of 6·T·H·W"
+def judge_speed(claim: Claim, table: Table, where: Where) -> Judged:
+    """Judges the interval in which the median ratio lies.
+
+    Nothing is said of ratios that are all over the place, or of a machine that changed its speed meanwhile.
+    """
+    before, after = _pair(table, where, "time_ms")
+    if before is None or after is None:
+        return _absent(claim, where)
+    ratios = paired_ratios(before.samples, after.samples)
+    spread, verdict = summarise(ratios), claim.verdict(*median_interval(ratios))
+    if spread.p80 > WIDE * spread.p20:
+        verdict = UNSURE
+    why = ", spread too wide" if verdict == UNSURE else ""
+    if table.disturbed(where.scope, where.case, where.mode, "time_ms"):
+        verdict, why = UNSURE, ", the machine changed its speed"
+    figure = f"{_change(spread.median)}: {spread.median:.2f} times as fast"
+    figure += f", 20th to 80th percentile {spread.p20:.2f}–{spread.p80:.2f} ({where.case}{why})"
+    return _judged(claim, where, figure, verdict)
+
+
+def judge_keys(outcome: Outcome, cases: Sequence[str]) -> Judged:
+    """V2 attends to half of the keys, in every case."""
+    case = claimed_case(cases)
     pairs = {c: (outcome.keys.get((c, "v2")), outcome.keys.get((c, "v1"))) for c in cases}
     if None in pairs[case]:
-        return Claim(text, "—", None)
+        return Judged(KEYS, "—", ABSENT)
     v2, v1 = pairs[case]
     holds = all(None in pair or 2 * pair[0] == pair[1] for pair in pairs.values())
-    return Claim(text, f"{v2:,} instead of {v1:,} ({case})", holds)
+    return Judged(KEYS, f"{v2:,} instead of {v1:,} ({case})", HOLDS if holds else FAILS)
 
 
-def _memory(table, place, text, most, pair=("v1", "v2")):
-    scope, case, mode = place
-    before, after = (table.get(scope, case, name, mode, "peak_bytes") for name in pair)
-    if before is None or after is None:
-        return Claim(text, "—", None)
-    ratio = after.value / before.value
-    figure = f"{_change(ratio)}: {after.value / 1e6:.1f} MB instead of {before.value / 1e6:.1f} MB ({case})"
-    return Claim(text, figure, ratio <= most)
+def judge_equality(outcome: Outcome, epsilon: float) -> Judged:
+    """Providers of one topology compute the same. epsilon: of the run's dtype."""
+    if not outcome.differences:
+        return Judged(EQUAL, "—", ABSENT)
+    worst = max(outcome.differences, key=lambda difference: difference.worst)
+    place = f"{worst.provider}, {worst.scope}, {worst.case}"
+    holds = worst.worst <= ROUNDING * epsilon and not outcome.wrong
+    return Judged(EQUAL, f"largest relative difference {worst.worst:.1e} ({place})", HOLDS if holds else FAILS)
 
 
-def _speed(table, place, text, least, pair=("v1", "v2")):
-    scope, case, mode = place
-    before, after = (table.get(scope, case, name, mode, "time_ms") for name in pair)
-    if before is None or after is None:
-        return Claim(text, "—", None)
-    ratio = paired_ratio(before.samples, after.samples)
-    spread = f"{ratio.p20:.2f}–{ratio.p80:.2f}"
-    figure = f"{_change(ratio.median)}: {ratio.median:.2f} times as fast, 20th to 80th percentile {spread} ({case})"
-    return Claim(text, figure, ratio.median >= least)
+def _pair(table, where, metric):
+    return (table.get(where.scope, where.case, name, where.mode, metric) for name in where.pair)
+
+
+def _absent(claim, where):
+    return _judged(claim, where, "—", ABSENT)
+
+
+def _judged(claim, where, figure, verdict):
+    expected = "" if claim.promised else " expected"
+    return Judged(f"{claim.text}{expected}, {where.name}", figure, verdict, claim.promised)
 
 
 def _change(ratio):
     return f"{ratio - 1:+.0%}".replace("-", "−")
-
-
-def _equality(outcome, epsilon):
-    text = "outputs and gradients equal where the topologies are made equal"
-    if not outcome.differences:
-        return Claim(text, "—", None)
-    worst = max(outcome.differences, key=lambda difference: difference.worst)
-    place = f"{worst.provider}, {worst.scope}, {worst.case}"
-    figure = f"largest relative difference {worst.worst:.1e} ({place})"
-    return Claim(text, figure, worst.worst <= EQUAL * epsilon and not outcome.wrong)

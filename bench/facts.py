@@ -1,4 +1,7 @@
-"""What a figure depends on: commit, hardware, versions, clocks."""
+"""What a figure depends on: commit, hardware, versions, clocks.
+
+Where there is no repository, `RIGFUSE_COMMIT` names the commit.
+"""
 
 import os
 import platform
@@ -9,11 +12,14 @@ from pathlib import Path
 
 import torch
 
+COMMIT_VARIABLE = "RIGFUSE_COMMIT"
 _PACKAGES = ("torch", "triton", "numpy", "cupy-cuda13x", "flash-attn")
 
 
 def collect(device: torch.device) -> dict:
-    return dict(commit=_commit(), hardware=_hardware(device), versions=_versions(), clocks=_clocks(device))
+    """`dirty`: whether what runs differs from `commit`; None where nobody can tell."""
+    commit, dirty = _commit()
+    return dict(commit=commit, dirty=dirty, hardware=_hardware(device), versions=_versions(), clocks=_clocks(device))
 
 
 def _run(*command, **options) -> str | None:
@@ -23,9 +29,13 @@ def _run(*command, **options) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit that is checked out; `-dirty` when the tree differs from it. None outside a repository."""
-    return _run("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*", cwd=Path(__file__).parent)
+def _commit(root: Path = Path(__file__).parents[1]) -> tuple[str | None, bool | None]:
+    """The commit, and whether a Python file differs from it or is not in it; other files are not what is measured."""
+    commit = _run("git", "rev-parse", "--short=12", "HEAD", cwd=root)
+    if commit is None:
+        return os.environ.get(COMMIT_VARIABLE), None
+    changed = _run("git", "status", "--porcelain", "--", "*.py", cwd=root)
+    return commit, None if changed is None else bool(changed)
 
 
 def _cpu_fields() -> dict[str, list[str]]:
@@ -76,4 +86,14 @@ def headline(facts: dict) -> str:
     """One line for a person."""
     hardware = facts["hardware"]
     name = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
-    return f"{name} · torch {facts['versions']['torch']} · commit {facts['commit'] or 'unknown'}"
+    state = {True: " and uncommitted changes", False: "", None: " (not verified)"}[facts["dirty"]]
+    return f"{name} · torch {facts['versions']['torch']} · commit {facts['commit'] or 'unknown'}{state}"
+
+
+def warning(facts: dict) -> str:
+    """Why these results are not to be committed; empty for those of a clean commit."""
+    if facts["dirty"] is False:
+        return ""
+    if facts["dirty"]:
+        return "Measured with uncommitted changes: not to be committed, for nobody could measure it again."
+    return "Not to be committed before somebody made sure that the files measured were those of the commit."

@@ -2,12 +2,14 @@
 
 from ..modules.rig import Camera, ImageAugmentation, RigFrame
 from ..train.data import Drive
-from .cases import Case
 from .workload import Unavailable
 
 
-def moments(case: Case, drives: list[Drive]) -> list[RigFrame]:
-    """The T moments of history and then the present, in the middle of a drive; samples come from different drives."""
+def moments(case, drives: list[Drive]) -> list[RigFrame]:
+    """The T moments of history and then the present, in the middle of a drive; samples come from different drives.
+
+    case: has `moments` (T), `batch` and `image` (height, width).
+    """
     needed = case.moments + 1
     long_enough = [drive for drive in drives if len(drive) >= needed]
     if not long_enough:

@@ -11,13 +11,15 @@ from .workload import Call
 _RANGE = "rigfuse::bench::peak"
 
 
-def peak_bytes(call: Call, mode: str, device: torch.device) -> int:
+def peak_bytes(call: Call, mode: str, device: torch.device, warm_up: bool = True) -> int:
     """The most that `call.step(mode)` holds at any moment beyond what was there before, results included.
 
-    What it releases of that (the oldest moment of a history) is counted too.
+    What it releases of that (the oldest moment of a history) is counted too. warm_up: the call has not run in this
+    mode yet; what it allocates once and keeps is not its own.
     """
-    call.reset()
-    call.step(mode)  # what is allocated once and kept is not the call's
+    if warm_up:
+        call.reset()
+        call.step(mode)
     measure = _peak_on_cuda if device.type == "cuda" else peak_on_cpu
     return measure(call.reset, lambda: call.step(mode))
 

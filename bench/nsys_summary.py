@@ -4,17 +4,15 @@
 every range of the domain `rigfuse` that was open when it was launched, on the thread that launched it.
 """
 
-import argparse
 import sqlite3
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from rigfuse.bench.report import TextTable, number
+from rigfuse.bench.report import number
 from rigfuse.kernels.runtime.nvtx import DOMAIN
+from rigfuse.train.command_line import Parser, TextTable, console, in_one_line
 
 # values of NVTX_EVENTS.eventType in nsys' schema
 _PUSH_POP, _DOMAIN_CREATE = 59, 75
@@ -109,19 +107,16 @@ def _sum_up(ranges, launches, summary):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="nsys_summary.py", description=__doc__.splitlines()[0])
+    parser = Parser(__doc__, prog="nsys_summary.py")
     parser.add_argument("report", type=Path, metavar="REPORT.sqlite")
-    try:
+    with in_one_line("nsys_summary.py", TraceError):
         ranges = summarise(parser.parse_args(argv).report)
-    except TraceError as error:
-        print(f"nsys_summary.py: {error}", file=sys.stderr)
-        return 2
     columns = ["range", "calls", "kernels a call", "GPU ms a call", "wall ms a call", "GPU ms in all"]
     table = TextTable(f"Ranges of the domain {DOMAIN}", columns, left=1)
     for entry in ranges:
         each = (entry.kernels / entry.calls, entry.gpu / entry.calls / 1e6, entry.wall / entry.calls / 1e6)
         table.rows.append([entry.name, str(entry.calls), *map(number, each), number(entry.gpu / 1e6)])
-    table.print(Console(width=None if sys.stdout.isatty() else 160))
+    table.print(console())
     return 0
 
 

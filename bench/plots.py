@@ -12,8 +12,7 @@ from ..modules.topology import Topology
 from ..train.data import Drive
 from ..train.data.warp_picture import draw_warps
 from .report import scope_name
-from .results import Row
-from .runner import Outcome
+from .results import Outcome, Row
 from .workload import MODE_NAMES
 
 _AXES = dict(cells="cells of a feature map", moments="moments of history", batch="batch", missing="missing cameras")

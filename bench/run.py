@@ -1,175 +1,159 @@
-"""Measures V2 against V1, an operation against its peers, or the detector. `python bench/run.py --help`, `--list`.
+"""Measures V2 against V1, an operation against its peers, and more: results first, then time and memory.
+
+Example: python bench/run.py --compare v1 v2 --quick
+
+Every measurement is in FOLDER/results.jsonl as soon as it is made; Ctrl-C keeps them, in a report marked partial.
 
 Exit status: 0 done; 1 a result was wrong, nothing could be measured, or (with --check-claims) a claim does not hold;
-2 the command line is mistaken.
+2 the command line is mistaken; 130 interrupted.
 """
 
-import os
+import contextlib
 import shlex
-import shutil
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from rigfuse.bench import claims, facts, plots, report, results
-from rigfuse.bench.cases import CASES
-from rigfuse.bench.floors import measure_machine
-from rigfuse.bench.options import Request, UsageError, parse, resolve
+from rigfuse.bench import facts, options, report, results
+from rigfuse.bench.claims import Judged
 from rigfuse.bench.profiling import profile_on_cpu, profile_on_cuda
-from rigfuse.bench.runner import Outcome, Runner, Settings, Skipped
-from rigfuse.bench.subjects import compare
-from rigfuse.bench.subjects import detector_step as detector
-from rigfuse.bench.subjects.operations import OPERATIONS, make_workload
-from rigfuse.bench.workload import Unavailable
+from rigfuse.bench.results import CHECKS, Outcome
+from rigfuse.bench.subject import Request
+from rigfuse.bench.subjects import SUBJECTS
+from rigfuse.train.claims import HOLDS
+from rigfuse.train.command_line import INTERRUPTED, ProgressDisplay, TextTable, console, in_one_line, new_folder
 
 
-def workloads(request: Request, skip: Callable[[Skipped], None] = lambda skipped: None):
-    """One after another, so that one at a time is in memory."""
-    for scope, case in request.places:
+@contextlib.contextmanager
+def terminated_like_ctrl_c():
+    """A SIGTERM, as a time limit or a scheduler sends it, ends the run as Ctrl-C does."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def measure(request: Request, folder: Path, found: dict) -> tuple[Outcome, str]:
+    """What was measured, each row written at once, and what ended it early, if anything did."""
+    outcome, stopped = Outcome(), ""
+    with ProgressDisplay() as progress, open(folder / results.FILE, "a") as file:
+
+        def keep(row):
+            results.append(file, row, found)
+            if row.metric not in CHECKS:
+                progress.say(report.row_line(row))
+
+        outcome.on_row = keep
         try:
-            if request.subject == compare.SUBJECT:
-                yield compare.make_workload(scope, CASES[case], request.providers, request.device, request.drives)
-            elif request.subject == detector.SUBJECT:
-                yield detector.make_workload(detector.CASES[case], request.providers, request.device, request.drives)
-            else:
-                yield make_workload(OPERATIONS[request.subject], case, request.device)
-        except Unavailable as reason:
-            skip(Skipped(scope, case, "all", str(reason)))
+            request.subject.measure(request, outcome, progress.update)
+        except KeyboardInterrupt:
+            stopped = f"interrupted at {progress.line()}"
+    return outcome, stopped
 
 
-def measure(request: Request, console: Console) -> Outcome:
-    settings = Settings(request.device, request.dtype, request.modes, **request.effort)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("measuring this machine", total=None)
-        machine = measure_machine(request.device, request.dtype)
-
-        def advance(what, done):
-            total = runner.steps(len(request.places))
-            progress.update(task, total=total, description=what, completed=done)
-
-        runner = Runner(settings, machine, advance)
-        for workload in workloads(request, runner.outcome.skipped.append):
-            runner.run(workload)
-    return runner.outcome
-
-
-def tables(request: Request, outcome: Outcome, judged: list[claims.Claim]) -> list[report.TextTable]:
+def tables(request: Request, outcome: Outcome, judged: list[Judged]) -> list[TextTable]:
     """What the terminal and report.md show."""
-    shown = report.measurement_tables(outcome, request.baseline)
+    shown = request.subject.tables(request, outcome)
     if judged:
         shown.insert(0, report.claims_table(judged))
     if request.earlier is not None:
-        shown.append(report.against_table(outcome.rows, request.earlier[0], str(request.against)))
+        shown.append(report.against_table(outcome.rows, request.earlier[0], str(request.arguments.against)))
     if outcome.skipped:
         shown.append(report.skipped_table(outcome.skipped))
     return shown
 
 
-def judge(request: Request, outcome: Outcome) -> list[claims.Claim]:
-    if request.subject == detector.SUBJECT:
-        return claims.judge_detector(outcome)
-    if not {"v1", "v2"} <= set(request.providers):
-        return []
-    return claims.judge(outcome, request.cases, request.modes, torch.finfo(request.dtype).eps)
+def write_report(folder: Path, request: Request, command: str, outcome: Outcome, found: dict, notes: list, shown: list):
+    from rigfuse.bench import plots  # what measures need not wait for matplotlib
 
-
-@contextmanager
-def new_folder(path: Path):
-    """A folder to write to, which becomes `path` when all is done; nothing is left behind where something fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f".{path.name}.partial-{os.getpid()}"
-        partial.mkdir()
-    except OSError as error:
-        raise UsageError(f"--out {path}: {error.strerror}") from error
-    try:
-        yield partial
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_report(folder: Path, request: Request, command: str, outcome: Outcome, found: dict, shown: list) -> None:
-    results.write(folder / "results.jsonl", outcome.rows, found)
     pictures = plots.draw(outcome, folder)
-    if request.subject == compare.SUBJECT:
-        pictures += plots.draw_geometry(request.drives, folder)
-    lines = [f"# {request.subject}", "", report_headline(request, found), "", f"    {command}", ""]
+    pictures += request.subject.pictures(request, folder)
+    lines = [f"# {request.plan.name}", "", headline(request, found), "", f"    {command}", ""]
     if request.earlier is not None:
-        lines += [f"- {warning}" for warning in report.against_warnings(found, request.earlier[1])] + [""]
+        notes = [*notes, *report.against_warnings(found, request.earlier[1])]
+    lines += [f"- {note}" for note in notes] + ([""] if notes else [])
     lines += [table.markdown() for table in shown]
-    lines += [f"![{name}]({name})\n" for name in pictures] + [report.HOW_TO_READ]
+    lines += [f"![{name}]({name})\n" for name in pictures] + [request.subject.how_to_read]
     (folder / "report.md").write_text("\n".join(lines))
 
 
-def report_headline(request: Request, found: dict) -> str:
-    dtype = str(request.dtype).removeprefix("torch.")
-    geometry = f"geometry of {Path(request.data).name}" if request.data else "built-in geometry"
-    return f"{facts.headline(found)} · {dtype} · {geometry}"
+def headline(request: Request, found: dict) -> str:
+    line, data = f"{facts.headline(found)} · {str(request.dtype).removeprefix('torch.')}", request.arguments.data
+    if "data" not in request.subject.takes:
+        return line
+    return f"{line} · {f'geometry of {Path(data).name}' if data else 'built-in geometry'}"
 
 
-def run(request: Request, command: str, console: Console) -> int:
-    if request.profile and request.device.type == "cuda":
-        profile_on_cuda(workloads(request), request.dtype, request.modes)
+def run(request: Request, command: str) -> int:
+    if request.arguments.profile:
+        return profile(request)
+    request.out.mkdir(parents=True, exist_ok=True)
+    found, screen = facts.collect(request.device), console()
+    try:
+        outcome, stopped = measure(request, request.out, found)
+    except BaseException:
+        forget_if_empty(request.out)
+        raise
+    if stopped and not outcome.rows:
+        forget_if_empty(request.out)
+        raise KeyboardInterrupt
+    judged = request.subject.judge(request, outcome)
+    shown = tables(request, outcome, judged)
+    notes = [f"**Partial**: {stopped}"] if stopped else []
+    notes += [note for note in (facts.warning(found),) if note]
+    write_report(request.out, request, command, outcome, found, notes, shown)
+    for line in (headline(request, found), *notes):
+        screen.print(line)
+    for table in shown:
+        table.print(screen)
+    screen.print(f"written to {request.out}")
+    if stopped:
+        return INTERRUPTED
+    failed = bool(outcome.wrong) or all(row.metric in CHECKS for row in outcome.rows)
+    refuted = any(claim.promised and claim.verdict != HOLDS for claim in judged)
+    return int(failed or (request.arguments.check_claims and refuted))
+
+
+def forget_if_empty(folder: Path) -> None:
+    """Leaves nothing behind where nothing was measured."""
+    path = folder / results.FILE
+    if not path.exists() or path.stat().st_size == 0:
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def profile(request: Request) -> int:
+    workloads = request.subject.workloads(request)
+    if request.device.type == "cuda":
+        profile_on_cuda(workloads, request.dtype, request.modes)
         return 0
     with new_folder(request.out) as folder:
-        if request.profile:
-            profile_on_cpu(workloads(request), request.dtype, request.modes, folder)
-            failed = False
-        else:
-            found = facts.collect(request.device)
-            outcome = measure(request, console)
-            judged = judge(request, outcome)
-            shown = tables(request, outcome, judged)
-            write_report(folder, request, command, outcome, found, shown)
-            console.print(report_headline(request, found))
-            for table in shown:
-                table.print(console)
-            failed = bool(outcome.wrong) or not any(row.metric == "time_ms" for row in outcome.rows)
-            failed |= request.check_claims and not all(claim.holds or claim.expected for claim in judged)
-    console.print(f"written to {request.out}")
-    return int(failed)
+        profile_on_cpu(workloads, request.dtype, request.modes, folder)
+    print(f"written to {request.out}")
+    return 0
 
 
-def show_list(console: Console) -> None:
-    providers = [[name, provider.about] for name, provider in compare.PROVIDERS.items()]
-    report.TextTable("--compare PROVIDER …", ["provider", "what it is"], 2, providers).print(console)
-    scopes = [[name, about] for name, about in compare.SCOPES.items()]
-    report.TextTable("--scope SCOPE …", ["scope", "what is measured"], 2, scopes).print(console)
-    cases = []
-    for case in CASES.values():
-        height, width = case.size
-        numbers = [f"{height}×{width}", str(case.moments), str(case.batch), "yes" if case.quick else ""]
-        cases.append([case.name, case.about, *numbers])
-    report.TextTable("--case CASE …", ["case", "what it is", "cells", "T", "B", "--quick"], 2, cases).print(console)
-    detectors = [[name, provider.about] for name, provider in detector.PROVIDERS.items()]
-    detectors += [[f"--case {case.name}", case.about] for case in detector.CASES.values()]
-    report.TextTable("--detector", ["provider, case", "what it is"], 2, detectors).print(console)
-    operations = [[name, ", ".join(op.providers), ", ".join(op.cases)] for name, op in OPERATIONS.items()]
-    report.TextTable("--op NAME", ["operation", "measured", "cases"], 3, operations).print(console)
+def show_list() -> int:
+    screen = console()
+    for subject in SUBJECTS.values():
+        for table in subject.listing():
+            table.print(screen)
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    try:
-        arguments = parse(argv)
+    with in_one_line("run.py"), terminated_like_ctrl_c():
+        arguments = options.parse(__doc__, argv)
         if arguments.list:
-            show_list(console)
-            return 0
+            return show_list()
         command = shlex.join(["python", "bench/run.py", *(sys.argv[1:] if argv is None else argv)])
-        return run(resolve(arguments), command, console)
-    except UsageError as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("run.py: interrupted; nothing was written", file=sys.stderr)
-        return 130
+        return run(options.resolve(arguments), command)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 optimiser; the backbone is frozen, weights and images are random."""
 
 import math
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -15,8 +14,9 @@ from ..train.data import Drive
 from ..train.optim import build_optimizer
 from ..train.systems import experiment
 from ..train.systems.completion.experiment import CompletionExperiment
-from .cases import CAMERAS, Case
 from .geometry import moments
+from .implementations import operations_of
+from .stage import CAMERAS, Case
 from .workload import Call, Unavailable
 
 
@@ -78,13 +78,11 @@ def make_step(case: Case, device: torch.device, drives: list[Drive]) -> Step:
     return Step(settings, window, missing, model.state_dict(), device)
 
 
-def step_call(step: Step, topology: str, dtype: torch.dtype, plain: tuple[type, Callable] | None) -> TrainingStep:
-    """The step of V1 ("global") or V2 ("neighbours"), on this toolkit's operations or without them.
-
-    plain: a stage 1 and an attention in plain PyTorch; None = the toolkit's.
-    """
+def step_call(step: Step, implementation: str, topology: str, dtype: torch.dtype) -> TrainingStep:
+    """The step of V1 ("global") or V2 ("neighbours"), on one of `IMPLEMENTATIONS`."""
     half = dtype in (torch.float16, torch.bfloat16)
-    model = _model(step, topology, plain).to(torch.float32 if half else dtype)
+    operations = operations_of(implementation)
+    model = _model(step, topology).to(torch.float32 if half else dtype)
     optimizer = build_optimizer(model, step.settings.optim)  # freezes what the experiment freezes
     window = step.window
     if dtype == torch.float64:
@@ -92,7 +90,7 @@ def step_call(step: Step, topology: str, dtype: torch.dtype, plain: tuple[type, 
     leaves = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def run():
-        with torch.autocast(step.device.type, dtype=dtype if half else None, enabled=half):
+        with operations, torch.autocast(step.device.type, dtype=dtype if half else None, enabled=half):
             losses = model(window, drop=step.missing).losses
         weights = step.settings.losses
         return sum(weights[name] * loss for name, loss in losses.items()), *losses.values()
@@ -116,25 +114,10 @@ def step_call(step: Step, topology: str, dtype: torch.dtype, plain: tuple[type, 
     )
 
 
-def _model(step: Step, topology, plain) -> CompletionCascade:
+def _model(step: Step, topology) -> CompletionCascade:
     config = deepcopy(step.settings.model)
     config.temporal.topology = topology
     model = config.build().to(step.device)
     model.trajectory_dropout = 0.0  # every sample takes all paths
     model.load_state_dict(step.weights)
-    if plain is not None:
-        temporal, attention = plain
-        model.temporal.__class__ = temporal  # the same weights and settings, other operations
-        for scale in model.planning.scales:
-            scale.backend = "torch"
-            scale.attention.attention._operation = _without_mask(attention)
     return model.train()
-
-
-def _without_mask(attention):
-    """An attention for stage 3, whose keys all count."""
-
-    def attend(query, key, value, block_table, key_mask):
-        return attention(query, key, value, block_table, key.new_ones(key.shape[:2], dtype=torch.bool))
-
-    return attend

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rigfuse.bench import correctness
-from rigfuse.bench.cases import CASES, default_cases
 from rigfuse.bench.subjects import compare
+from rigfuse.bench.subjects.compare import CASES, default_cases
 from rigfuse.bench.workload import MODE_NAMES
 from rigfuse.train.data import open_drives
 

@@ -60,9 +60,9 @@ class Workload:
 
     build(provider, dtype): the call of a provider, from seeded inputs; raises `Unavailable`.
     build_reference(group): the same mathematics in float64, for the providers of one group.
-    groups: provider → the group within which results must be equal. Every provider here is checked.
+    groups: provider → the group within which results must be equal.
     plain: group → the provider that is plain PyTorch; the others may err at most twice as much.
-    timed: the providers that are timed, the baseline first.
+    timed: the providers that are checked and timed, the baseline first.
     floor(provider, dtype): the least that must be moved and computed, where that is known.
     sizes: the axes on which this case can be plotted, and its place there.
     keys: provider → cells that one missing camera attends to, before they are pooled.

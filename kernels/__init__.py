@@ -2,6 +2,7 @@
 
 from .bias_softmax.api import bias_softmax
 from .cross_camera_attention.api import cross_camera_attention
+from .deformable_aggregation.api import deformable_aggregation
 from .gated_fusion.api import gated_fusion
 from .multi_depth_warp.api import bev_warp, multi_depth_warp
 from .runtime.backends import BackendError
@@ -14,6 +15,7 @@ __all__ = [
     "bev_warp",
     "bias_softmax",
     "cross_camera_attention",
+    "deformable_aggregation",
     "gated_fusion",
     "multi_depth_warp",
     "trajectory_importance",

@@ -8,6 +8,12 @@ from .operations import OperationModule
 from .positions import CameraTimeSpaceEncoding
 
 
+def check_heads(name: str, heads: int, channels: int) -> None:
+    """Raises ValueError, naming the setting, unless every head has an equal share of 16 to 128 channels."""
+    if channels % heads or not 16 <= channels // heads <= 128:
+        raise ValueError(f"{name} is {heads}, needs to divide the {channels} channels into heads of 16 to 128")
+
+
 class CameraAttention(OperationModule):
     """Multi-head attention between camera maps; every token is told which camera, when and where it comes from.
 
@@ -20,9 +26,7 @@ class CameraAttention(OperationModule):
 
     def __init__(self, channels: int, cameras: int, *, heads: int, backend: str | None = None):
         super().__init__()
-        if channels % heads or not 16 <= channels // heads <= 128:
-            needed = f"a multiple of heads ({heads}) with 16 to 128 channels each"
-            raise ValueError(f"CameraAttention: channels is {channels}, needs {needed}")
+        check_heads("CameraAttention: heads", heads, channels)
         self.heads = heads
         self.encoding = CameraTimeSpaceEncoding(channels, cameras)
         self.query = nn.Linear(channels, channels)

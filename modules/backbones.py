@@ -1,12 +1,14 @@
 """Image backbone: ResNet and a feature pyramid, at the strides of either convention in use."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import ResNetBackbone, ResNetConfig
+
+from .settings import Count, Range
 
 _SIZES = {
     "resnet50": dict(
@@ -23,7 +25,7 @@ class BackboneConfig:
 
     resnet: Literal["resnet50", "tiny"] = "resnet50"
     weights: str | None = None  # a local folder or a hub name; None = random
-    frozen_stages: int = 4  # stages without gradient that keep their statistics, the stem being stage 0; −1 = none
+    frozen_stages: Annotated[int, Range(at_least=-1, at_most=4)] = 4  # with their statistics; stem = 0, −1 = none
     norm_eval: bool = True  # every batch norm keeps its statistics in training too
 
 
@@ -31,7 +33,7 @@ class BackboneConfig:
 class PyramidConfig(BackboneConfig):
     """Settings of a `ResNetFPN`."""
 
-    strides: tuple[int, ...] = (8, 16, 32, 64)  # of the levels: consecutive powers of two that begin between 4 and 32
+    strides: tuple[Count, ...] = (8, 16, 32, 64)  # of the levels: consecutive powers of two that begin between 4 and 32
 
 
 class ResNet(nn.Module):

@@ -7,20 +7,28 @@ import torch
 from torch import nn
 
 from .rig import NUSCENES_CAMERAS, camera_index
+from .settings import Count, Share, Whole
 
 
 @dataclass
 class DropoutConfig:
     """Settings of `RandCamMask`: with chance `p_missing` a sample loses `n_min` to `n_max` cameras."""
 
-    p_missing: float = 0.6
-    n_min: int = 1
-    n_max: int = 2
-    sticky: tuple[int, int] = (2, 3)  # moments that a fault lasts, from and to; a sample is any one of them
-    p_from_start: float = 0.1  # share of the faults that have lasted for as long as there is any history
-    p_no_history: float = 0.1  # share of the samples without history, as at the start of a drive
-    ramp_steps: int = 0  # training batches over which p_missing and n_max rise from p_first and n_min; 0 = at once
-    p_first: float = 0.15
+    p_missing: Share = 0.6
+    n_min: Whole = 1
+    n_max: Whole = 2
+    sticky: tuple[Count, Count] = (2, 3)  # moments that a fault lasts, from and to; a sample is any one of them
+    p_from_start: Share = 0.1  # share of the faults that have lasted for as long as there is any history
+    p_no_history: Share = 0.1  # share of the samples without history, as at the start of a drive
+    ramp_steps: Whole = 0  # training batches over which p_missing and n_max rise from p_first and n_min; 0 = at once
+    p_first: Share = 0.15
+
+    def validate(self) -> None:
+        """ValueError where the limits cross."""
+        if self.n_min > self.n_max:
+            raise ValueError(f"n_min is {self.n_min} and n_max is {self.n_max}, needs n_min ≤ n_max")
+        if self.sticky[0] > self.sticky[1]:
+            raise ValueError(f"sticky is {self.sticky}, needs to rise")
 
 
 class RandCamMask(nn.Module):

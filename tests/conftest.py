@@ -19,6 +19,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("--gpu") and not config.getoption("collectonly"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(f"--gpu: torch {torch.__version__} finds no CUDA device here")
     if not (config.getoption("--compile-only") or config.getoption("--gpu")):
         os.environ["TRITON_INTERPRET"] = "1"
         # With the interpreter on, every call without a named backend would go through it, those of whole networks too.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rigfuse.train.systems import SYSTEMS, experiment
+from rigfuse.train.systems import EXPERIMENTS, SYSTEMS, experiment
+from support.settings import numbers
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ["kernels", "modules", "train", "bench"]  # each imports only itself and what stands before it
@@ -98,6 +99,12 @@ def test_a_system_has_tiny_siblings_a_metric_and_a_row_in_the_readme(system):
     for name in names:
         made = experiment(name)
         assert f"`{made.metric}`, {dict(min='smaller', max='larger')[made.metric_mode]} is better" in row, name
+
+
+def test_every_number_of_every_configuration_has_a_range():
+    """Or a `validate` of its own: the names below."""
+    unbounded = {name for each in EXPERIMENTS for name, limits, _ in numbers(experiment(each)) if limits is None}
+    assert unbounded == {"losses", "data.point_range"}
 
 
 def test_every_folder_of_a_system_is_registered():

@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .command_line import EVERY
 from .distributed import sum_over_ranks
 from .files import write_whole
 
-_SILENCE = 30.0  # seconds
 _DAMAGED = "log.jsonl.damaged"
 
 
@@ -103,7 +103,7 @@ class RunLog:
             self._writer.close()
 
     def _sign_of_life(self, text):
-        if not self._console.is_terminal and time.monotonic() - self._said >= _SILENCE:
+        if not self._console.is_terminal and time.monotonic() - self._said >= EVERY:
             self.say(text)
 
     def _left(self, step):

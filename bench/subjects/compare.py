@@ -1,236 +1,191 @@
-"""The comparison of V1 with V2: four corners, topology × implementation, on the attention alone, on stage 1, and on a
-training step of the whole cascade."""
+"""The comparison of V1 with V2: topology × implementation, on the attention alone, on stage 1, and on a training step
+of the whole cascade."""
 
 from dataclasses import dataclass
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from ...kernels import cross_camera_attention
-from ...modules.completion.temporal import MotionCompensatedTemporalCompletion, plan_attention
-from ...modules.history import HistoryFrame
-from ...modules.rig import NUSCENES_CAMERAS, RigFrame
-from ...modules.topology import Topology
-from ...train.data import Drive
-from ..cases import CAMERAS, Case
-from ..eager import EagerTemporalCompletion, eager_attention
-from ..floors import traffic_floor
-from ..geometry import moments
-from ..step import make_step, step_call
-from ..workload import STEP, Call, Workload
+from ...train.claims import RUN_MEMORY, RUN_SPEED, STAGE_MEMORY, STAGE_SPEED
+from ...train.command_line import TextTable, UsageError
+from .. import claims
+from ..implementations import EAGER, REFERENCE, SDPA, TOOLKIT
+from ..results import Table
+from ..stage import Case, attention_call, attention_floor, block_table, make_problem, temporal_call
+from ..subject import Place, Plan, Subject, chosen
+from ..workload import MODE_NAMES, MODES, STEP, Workload
 
-SUBJECT = "compare"
 SCOPES = dict(
     attention="the attention alone: queries, keys and values in, attended values out",
     temporal="stage 1: warp, attention, decode, fuse",
     step="one training step of the whole cascade; memory above the weights, the optimiser's state and the images",
 )
-_REFERENCE_QUERIES = 512
 
 
 @dataclass(frozen=True)
 class Provider:
     topology: str
-    fused: bool
+    implementation: str
     about: str
 
 
 PROVIDERS = {
-    "v1": Provider("global", False, "the documents' V1 in plain eager PyTorch, all 6 cameras"),
-    "v2": Provider("neighbours", True, "V2 on this toolkit's operations, 3 cameras"),
-    "v1-fused": Provider("global", True, "V1 on this toolkit's operations"),
-    "v2-eager": Provider("neighbours", False, "V2 in plain eager PyTorch"),
+    "v1": Provider("global", EAGER, "the documents' V1 in plain eager PyTorch, all 6 cameras, everything stored"),
+    "v2": Provider("neighbours", TOOLKIT, "V2 on this toolkit's operations, 3 cameras"),
+    "v1-sdpa": Provider("global", SDPA, "V1 as one writes it today: scaled_dot_product_attention on gathered keys"),
+    "v2-sdpa": Provider("neighbours", SDPA, "V2 as one writes it today"),
+    "v1-fused": Provider("global", TOOLKIT, "V1 on this toolkit's operations"),
+    "v2-eager": Provider("neighbours", EAGER, "V2 in plain eager PyTorch"),
 }
 GROUPS = {name: provider.topology for name, provider in PROVIDERS.items()}
 PLAIN = {"global": "v1", "neighbours": "v2-eager"}
 
-
-class ReferenceTemporalCompletion(EagerTemporalCompletion):
-    """The eager formulation with queries in slices, so that float64 scores of a large case fit."""
-
-    def _attend(self, *arguments):
-        return reference_attention(*arguments)
-
-
-def reference_attention(query, *others):
-    slices = query.split(_REFERENCE_QUERIES, dim=1)
-    return torch.cat([checkpoint(eager_attention, part, *others, use_reentrant=False) for part in slices], dim=1)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The seeded inputs of a case, the same for every provider. `history` is in temporal order."""
-
-    case: Case
-    features: torch.Tensor  # (B, V, C, H, W) float32 on the device
-    history: list[torch.Tensor]
-    missing: torch.Tensor  # (B, V) bool on the CPU: who is missing decides what is launched
-    frames: list[RigFrame]  # of the history, then of the present
-    weights: dict[str, torch.Tensor]
-    grad: torch.Tensor
-    device: torch.device
-
-
-def make_problem(case: Case, device: torch.device, drives: list[Drive]) -> Problem:
-    generator = torch.Generator().manual_seed(0)
-    shape = (case.batch, CAMERAS, case.channels, *case.size)
-
-    def maps():
-        flat = torch.randn((shape[0] * shape[1], *shape[2:]), generator=generator)
-        return flat.to(device, memory_format=torch.channels_last).unflatten(0, shape[:2])
-
-    missing = torch.zeros(shape[:2], dtype=torch.bool)
-    for sample in range(case.batch):
-        missing[sample, case.missing_cameras(sample)] = True
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = _module(MotionCompensatedTemporalCompletion, case, "global")
-        for parameter in module.parameters():
-            if not parameter.any():  # what training starts from zero would hide everything before it from the check
-                torch.nn.init.normal_(parameter, std=1e-2)
-    history = [maps() for _ in range(case.moments)]
-    frames = moments(case, drives)
-    return Problem(case, maps(), history, missing, frames, module.state_dict(), maps(), device)
-
-
-def _module(kind, case, topology):
-    return kind(
-        case.channels,
-        topology=topology,
-        heads=case.heads,
-        depths=case.depths,
-        queue_length=case.moments,
-        kv_downsample=case.kv_downsample,
-        stride=case.stride,
+_UPSTREAM = (256, 704)
+CASES = {
+    case.name: case
+    for case in (
+        Case("documents", "1/32 of 900×1600, as the documents have it", quick=True),
+        Case("documents-two-missing", "two cameras missing", missing=(0, 3), quick=True, heavy=True),
+        Case("documents-t2", "two moments of history", moments=2, heavy=True),
+        Case("documents-t3", "three moments of history", moments=3, default=False),
+        Case("documents-t4", "four moments of history", moments=4),
+        Case("documents-b2", "batch of 2", batch=2),
+        Case("documents-b4", "batch of 4", batch=4, heavy=True),
+        Case("documents-b8", "batch of 8", batch=8, heavy=True),
+        Case("upstream", "1/32 of upstream's 256×704", image=_UPSTREAM, quick=True, experiment="completion_v2_256x704"),
+        Case("upstream-fine", "1/8 of upstream's 256×704", image=_UPSTREAM, stride=8, experiment=""),
+        Case("upstream-half", "1/32 of 128×352", image=(128, 352), default=False, experiment="completion_v2_256x704"),
+        Case("fine", "1/8 of 900×1600: plain PyTorch needs tens of GB", stride=8, heavy=True, experiment=""),
+        Case("tiny", "to try the command", (128, 192), 32, 32, 2, default=False, experiment="completion_v2_tiny"),
     )
+}
+# Of the scope `step`. At the documents' size plain PyTorch needs tens of GB.
+_QUICK_STEPS, _CPU_STEPS, _GPU_STEPS = ("tiny",), ("upstream-half",), ("documents", "documents-t4", "upstream")
+_STEP_WORK = 250.0  # of one moment's images at 256×704, in the unit of `Case.work`
 
 
-def _temporal_call(problem: Problem, kind, topology: str, dtype: torch.dtype) -> Call:
-    """Weights stay float32 under autocast in a half-precision run, as in training; float64 is float64 throughout."""
-    half = dtype in (torch.float16, torch.bfloat16)
-    module = _module(kind, problem.case, topology).to(problem.device, torch.float32 if half else dtype)
-    module.load_state_dict(problem.weights)
-    features = problem.features.to(dtype).requires_grad_()
-    history = [past.to(dtype) for past in problem.history]
-    available = torch.zeros_like(problem.missing)
-    *past_frames, present = problem.frames
-
-    def reset():
-        module.reset_history()
-        for past, frame in zip(history, past_frames):
-            module.history.push(past, available, frame)
-
-    def run():
-        with torch.autocast(problem.device.type, dtype=dtype if half else None, enabled=half):
-            return module(features, problem.missing, present)
-
-    leaves = dict(features=features, **dict(module.named_parameters()))
-    why_not = "stage 1 chooses its maps on the CPU"
-    jumps = frozenset(name for name in leaves if name.startswith("offset."))
-    return Call(run, leaves, problem.grad.to(dtype), reset, capturable=why_not, jumps=jumps)
+def default_cases(scope: str, quick: bool, device: torch.device) -> list[str]:
+    """What is measured in a scope where no case is named."""
+    on_gpu = device.type == "cuda"
+    if scope == "step":
+        return list(_QUICK_STEPS if quick else _GPU_STEPS if on_gpu else _CPU_STEPS)
+    if quick:
+        return [case.name for case in CASES.values() if case.quick]
+    return [case.name for case in CASES.values() if case.default and (on_gpu or not case.heavy)]
 
 
-def _block_table(problem: Problem, topology: str) -> torch.Tensor:
-    """(Nq, M) into the T·B·V camera frames of the history; −1 = none."""
-    past = reversed(list(zip(problem.history, problem.frames)))
-    history = [HistoryFrame(features, ~torch.zeros_like(problem.missing), frame) for features, frame in past]
-    plan = plan_attention(problem.missing, history, Topology.named(topology).table(NUSCENES_CAMERAS))
-    numbers = torch.cat([t * problem.missing.numel() + maps for t, maps in enumerate(plan.maps)])
-    return torch.where(plan.block_table >= 0, numbers[plan.block_table.clamp(min=0)], -1)
+def suits(scope: str, case: Case, device: torch.device) -> bool:
+    """Whether a case that was named is measured in a scope that was not."""
+    small = device.type == "cuda" or case.name in (*_QUICK_STEPS, *_CPU_STEPS)
+    return scope != "step" or (bool(case.experiment) and small)
 
 
-def attention_inputs(problem: Problem, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """query, key, value and key_mask of the attention alone, and the gradient of its output."""
-    case = problem.case
-    generator = torch.Generator().manual_seed(1)
-    height, width = (-(-n // case.kv_downsample) for n in case.size)
-    queries, blocks = int(problem.missing.sum()), case.moments * problem.missing.numel()
-    query_shape = (queries, case.cells, case.heads, case.channels // case.heads)
-    key_shape = (blocks, height * width, *query_shape[2:])
-    query, key, value, grad = (
-        torch.randn(shape, generator=generator).to(problem.device, dtype)
-        for shape in (query_shape, key_shape, key_shape, query_shape)
-    )
-    covered = torch.rand(key_shape[:2], generator=generator) < 0.9
-    leaves = {name: t.requires_grad_() for name, t in dict(query=query, key=key, value=value).items()}
-    return dict(**leaves, key_mask=covered.to(problem.device)), grad
+class Compare(Subject):
+    option = "compare"
+    about = "compare these; the first is the baseline"
+    settings = dict(nargs="+", metavar="PROVIDER")
+
+    def add_options(self, add):
+        add("--scope", nargs="+", metavar="SCOPE", help="default: all of them")
+
+    def plan(self, arguments, device):
+        providers = chosen("provider", arguments.compare, PROVIDERS)
+        if arguments.check_claims and not {"v1", "v2"} <= set(providers):
+            raise UsageError("--check-claims needs --compare v1 v2")
+        scopes = [name for name in SCOPES if name in chosen("scope", arguments.scope, SCOPES)]
+        cases = {scope: default_cases(scope, arguments.quick, device) for scope in scopes}
+        if arguments.case:
+            given, named = chosen("case", arguments.case, CASES), arguments.scope or ()
+            cases = {scope: [c for c in given if scope in named or suits(scope, CASES[c], device)] for scope in scopes}
+        places = [Place(scope, case) for scope in scopes for case in cases[scope]]
+        order = list(dict.fromkeys(arguments.case or CASES))  # the places of a case together
+        return Plan(self.option, tuple(sorted(places, key=lambda place: order.index(place.case))), tuple(providers))
+
+    def work(self, place):
+        case = CASES[place.case]
+        if place.scope != "step":
+            return case.work * (1.0 if place.scope == "temporal" else 0.5)
+        return _STEP_WORK * case.batch * (1 + case.moments) * case.image[0] * case.image[1] / (256 * 704)
+
+    def make_workload(self, place, request):
+        return make_workload(place.scope, CASES[place.case], request.plan.providers, request.device, request.drives)
+
+    def judge(self, request, outcome):
+        """The claims, at the documents' size where it was run, else at the first case."""
+        if not {"v1", "v2"} <= set(request.plan.providers):
+            return []
+        return judge(outcome, request.plan.cases, request.modes, torch.finfo(request.dtype).eps)
+
+    def pictures(self, request, folder):
+        from .. import plots
+
+        return plots.draw_geometry(request.drives, folder)
+
+    def listing(self):
+        cases = []
+        for case in CASES.values():
+            height, width = case.size
+            numbers = [f"{height}×{width}", str(case.moments), str(case.batch), "yes" if case.quick else ""]
+            cases.append([case.name, case.about, *numbers])
+        providers = [[name, provider.about] for name, provider in PROVIDERS.items()]
+        return [
+            TextTable("--compare PROVIDER …", ["provider", "what it is"], 2, providers),
+            TextTable("--scope SCOPE …", ["scope", "what is measured"], 2, [list(scope) for scope in SCOPES.items()]),
+            TextTable("--case CASE …", ["case", "what it is", "cells", "T", "B", "--quick"], 2, cases),
+        ]
 
 
-def _attention_call(problem: Problem, function, topology: str, dtype: torch.dtype) -> Call:
-    inputs, grad = attention_inputs(problem, dtype)
-    key_mask = inputs.pop("key_mask")
-    table = _block_table(problem, topology).to(problem.device)
-    return Call(lambda: function(*inputs.values(), table, key_mask), inputs, grad)
+SUBJECT = Compare()
 
 
-def _fused_attention(query, key, value, table, key_mask):
-    return cross_camera_attention(query, key, value, table, key_mask=key_mask)
+def judge(outcome, cases, modes, epsilon) -> list[claims.Judged]:
+    """The documents' claims about V2 against V1. epsilon: of the run's dtype."""
+    table, case = Table(outcome.rows), claims.claimed_case(cases)
+    judged = [claims.judge_keys(outcome, cases)]
+    for mode in (mode for mode in modes if mode in MODES):
+        where = claims.Where("temporal", case, mode, f"stage 1, {MODE_NAMES[mode]}")
+        judged += [claims.judge_memory(STAGE_MEMORY, table, where), claims.judge_speed(STAGE_SPEED, table, where)]
+    steps = [case for scope, case in outcome.sizes if scope == "step"]
+    if steps:
+        where = claims.Where("step", claims.claimed_case(steps), STEP, "a whole training step")
+        judged += [claims.judge_memory(RUN_MEMORY, table, where), claims.judge_speed(RUN_SPEED, table, where)]
+    return [*judged, claims.judge_equality(outcome, epsilon)]
 
 
-def _attention_floor(problem: Problem, topology: str, dtype: torch.dtype):
-    """Queries, the keys and values that the table lists, and the result, each moved once; two matrix products."""
-    inputs, grad = attention_inputs(problem, dtype)
-    table = _block_table(problem, topology)
-    used = table[table >= 0].unique().numel()
-    moved = [inputs["query"], inputs["key"][:used], inputs["value"][:used]]
-    listed_keys = int((table >= 0).sum()) * inputs["key"].shape[1]
-    flops = 4 * problem.case.cells * listed_keys * problem.case.channels
-    return traffic_floor(moved, [grad], moved, flops)
-
-
-def make_workload(
-    scope: str, case: Case, timed: tuple[str, ...], device: torch.device, drives: list[Drive]
-) -> Workload:
+def make_workload(scope, case: Case, timed: tuple[str, ...], device: torch.device, drives) -> Workload:
     if scope == "step":
         return _step_workload(case, timed, device, drives)
     problem = make_problem(case, device, drives)
-    if scope == "attention":
-        make, kinds, reference = _attention_call, (eager_attention, _fused_attention), reference_attention
-    else:
-        kinds = (EagerTemporalCompletion, MotionCompensatedTemporalCompletion)
-        make, reference = _temporal_call, ReferenceTemporalCompletion
-
-    def floor(provider, dtype):
-        return _attention_floor(problem, GROUPS[provider], dtype)
-
-    def build(provider, dtype):
-        return make(problem, kinds[PROVIDERS[provider].fused], PROVIDERS[provider].topology, dtype)
-
-    tables = {topology: _block_table(problem, topology) for topology in PLAIN}
+    make = attention_call if scope == "attention" else temporal_call
+    tables = {topology: block_table(problem, topology) for topology in PLAIN}
     listed = {topology: int((table >= 0).sum()) // len(table) for topology, table in tables.items()}
     return Workload(
-        subject=SUBJECT,
+        subject=SUBJECT.option,
         scope=scope,
         case=case.name,
         groups=GROUPS,
         plain=PLAIN,
         timed=timed,
-        build=build,
-        build_reference=lambda group: make(problem, reference, group, torch.float64),
-        floor=floor if scope == "attention" else None,
+        build=lambda name, dtype: make(problem, PROVIDERS[name].implementation, PROVIDERS[name].topology, dtype),
+        build_reference=lambda group: make(problem, REFERENCE, group, torch.float64),
+        floor=(lambda name, dtype: attention_floor(problem, GROUPS[name], dtype)) if scope == "attention" else None,
         sizes=case.sizes,
         keys={provider: listed[topology] * case.cells for provider, topology in GROUPS.items()},
     )
 
 
 def _step_workload(case, timed, device, drives) -> Workload:
+    from ..step import make_step, step_call
+
     step = make_step(case, device, drives)
-    plain = (EagerTemporalCompletion, eager_attention)
-
-    def build(provider, dtype):
-        return step_call(step, PROVIDERS[provider].topology, dtype, None if PROVIDERS[provider].fused else plain)
-
     return Workload(
-        subject=SUBJECT,
+        subject=SUBJECT.option,
         scope="step",
         case=case.name,
         groups=GROUPS,
         plain=PLAIN,
         timed=timed,
-        build=build,
-        build_reference=lambda group: step_call(
-            step, group, torch.float64, (ReferenceTemporalCompletion, reference_attention)
-        ),
+        build=lambda name, dtype: step_call(step, PROVIDERS[name].implementation, PROVIDERS[name].topology, dtype),
+        build_reference=lambda group: step_call(step, REFERENCE, group, torch.float64),
         sizes=case.sizes,
         modes=(STEP,),
     )

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...kernels import TokenMap, multi_depth_warp
 from ..maps_layout import MapLayout
+from ..settings import Count, Positive
 from .transformer import Routing
 
 Generation = Literal["none", "v1", "v2", "v3"]
@@ -24,12 +25,17 @@ class AQRConfig:
     """Settings of the routing."""
 
     generation: Generation = "v3"
-    window_sizes: tuple[int, int] = (8, 5)  # sides in cells: camera, LiDAR
-    bias_scale: float = 2.5  # where it starts
-    min_scale: float = 0.5  # limits of the scale
-    max_scale: float = 5.0
+    window_sizes: tuple[Count, Count] = (8, 5)  # sides in cells: camera, LiDAR
+    bias_scale: Positive = 2.5  # where it starts
+    min_scale: Positive = 0.5  # limits of the scale
+    max_scale: Positive = 5.0
     learnable_scale: bool = True  # False keeps the scale: a buffer instead of a parameter, of the same name
     use_local_bias: bool = True  # False biases the whole of every map of a modality, for every query, wherever it is
+
+    def validate(self) -> None:
+        """ValueError where the scale starts outside its limits."""
+        if not self.min_scale <= self.bias_scale <= self.max_scale:
+            raise ValueError(f"bias_scale is {self.bias_scale}, needs {self.min_scale} to {self.max_scale}")
 
     def build(
         self, channels: int, layout: MapLayout

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...kernels.runtime.nvtx import annotate
+from ..attention import check_heads
 from ..backbones import FPN, BackboneConfig, ResNet
 from ..detection.batch import DetectionInput
 from ..detection.boxes import Detections, Predictions, decode
@@ -19,6 +20,7 @@ from ..lidar.voxels import VoxelEncoder
 from ..maps_layout import MapLayout
 from ..operations import OperationModule
 from ..rig import NUSCENES_CAMERAS
+from ..settings import Count, Whole
 from .aqr import (
     GENERATIONS,
     AQRConfig,
@@ -39,13 +41,17 @@ _STRIDE = 16  # image pixels per cell of the camera maps
 class DetectorConfig:
     """Settings of the detector."""
 
-    channels: int = 256  # of all maps and queries
-    queries: int = 900
-    denoising_groups: int = 10  # copies of each box among the denoising queries; 0 = no denoising
+    channels: Count = 256  # of all maps and queries
+    queries: Count = 900
+    denoising_groups: Whole = 10  # copies of each box among the denoising queries; 0 = no denoising
     camera: BackboneConfig = field(default_factory=BackboneConfig)
     lidar: LidarConfig = field(default_factory=LidarConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     aqr: AQRConfig = field(default_factory=AQRConfig)
+
+    def validate(self) -> None:
+        """ValueError where the decoder's heads do not divide the channels."""
+        check_heads("decoder.heads", self.decoder.heads, self.channels)
 
     def build(
         self, image_size: tuple[int, int], point_range: tuple[float, ...], backend: str | None = None

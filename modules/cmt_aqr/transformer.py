@@ -9,7 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ...kernels import TokenMap, window_bias_attention
 from ...kernels.runtime.nvtx import annotate
+from ..attention import check_heads
 from ..operations import OperationModule
+from ..settings import Count, Share
 
 MAX_BIAS = 5.0  # of any attention bias, both ways
 
@@ -18,10 +20,10 @@ MAX_BIAS = 5.0  # of any attention bias, both ways
 class DecoderConfig:
     """Settings of the decoder."""
 
-    layers: int = 6  # each with its own weights; the final norm is shared
-    heads: int = 8  # attention heads, of 16 to 128 channels each
-    feedforward: int = 1024  # hidden channels of the feed-forward networks
-    dropout: float = 0.1  # in training
+    layers: Count = 6  # each with its own weights; the final norm is shared
+    heads: Count = 8  # attention heads, of 16 to 128 channels each
+    feedforward: Count = 1024  # hidden channels of the feed-forward networks
+    dropout: Share = 0.1  # in training
     checkpoint: bool = False  # keep only each layer's inputs for backward and compute the rest again; the same results
 
 
@@ -140,9 +142,7 @@ class QueryDecoder(OperationModule):
     def __init__(self, channels: int, config: DecoderConfig | None = None, *, backend: str | None = None):
         super().__init__()
         config = config or DecoderConfig()
-        if channels % config.heads or not 16 <= channels // config.heads <= 128:
-            needed = f"a multiple of heads ({config.heads}) with 16 to 128 channels each"
-            raise ValueError(f"QueryDecoder: channels is {channels}, needs {needed}")
+        check_heads("QueryDecoder: heads", config.heads, channels)
         if config.layers < 1:
             raise ValueError(f"QueryDecoder: layers is {config.layers}, needs at least 1")
         self.channels, self.checkpoint = channels, config.checkpoint

@@ -11,11 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ...kernels.runtime.nvtx import annotate
+from ..attention import check_heads
 from ..backbones import PyramidConfig, ResNetFPN
 from ..camera_dropout import DropoutConfig, RandCamMask
 from ..history import HistoryQueue
 from ..operations import OperationModule
 from ..rig import RigFrame
+from ..settings import Count
 from ..window import RigWindow
 from .planning_guided import PlanningConfig, PlanningGuidedCompletion
 from .temporal import MotionCompensatedTemporalCompletion, TemporalConfig
@@ -26,12 +28,21 @@ from .vae import PVReconVAE, VAEConfig
 class CascadeConfig:
     """Settings of the cascade."""
 
-    channels: int = 256  # of every scale
+    channels: Count = 256  # of every scale
     backbone: PyramidConfig = field(default_factory=PyramidConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     planning: PlanningConfig = field(default_factory=PlanningConfig)
+
+    def validate(self) -> None:
+        """Holds settings of different stages to one another; ValueError names the setting."""
+        for name in ("temporal", "planning"):
+            stage = getattr(self, name)
+            if stage.enable:
+                check_heads(f"{name}.heads", stage.heads, self.channels)
+        if self.temporal.enable and self.temporal.stride not in self.backbone.strides:
+            raise ValueError(f"temporal.stride is {self.temporal.stride}, needs one of {self.backbone.strides}")
 
     def build(self, backend: str | None = None) -> "CompletionCascade":
         """Builds the cascade with the enabled stages; `backend` is that of the operations, see `rigfuse.kernels`."""

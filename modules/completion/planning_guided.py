@@ -13,6 +13,7 @@ from ..attention import CameraAttention
 from ..maps import replace_maps
 from ..operations import OperationModule
 from ..rig import NUSCENES_CAMERAS, RigFrame
+from ..settings import Count, Positive
 from ..topology import Topology
 
 
@@ -22,9 +23,9 @@ class PlanningConfig:
 
     enable: bool = True  # False leaves the stage out of the cascade
     topology: Literal["global", "neighbours"] = "global"  # who may help whom
-    heads: int = 8  # of the attention
-    kv_downsample: int = 4  # side of the square of cells that is averaged into one key
-    sigma: float = 64.0  # width of the trajectory's importance, image pixels
+    heads: Count = 8  # of the attention
+    kv_downsample: Count = 4  # side of the square of cells that is averaged into one key
+    sigma: Positive = 64.0  # width of the trajectory's importance, image pixels
 
 
 def project_trajectory(trajectory: torch.Tensor, frame: RigFrame, stride: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ from ..history import HistoryFrame, HistoryQueue
 from ..maps import replace_maps
 from ..operations import OperationModule
 from ..rig import NUSCENES_CAMERAS, RigFrame, relative_projection
+from ..settings import Count, NonNegative, Positive
 from ..topology import Topology
 
 
@@ -27,13 +28,13 @@ class TemporalConfig:
 
     enable: bool = True  # False leaves the stage out: the input returns and no history is kept
     topology: Literal["global", "neighbours", "own"] = "global"  # whom a missing camera attends to: see Topology
-    heads: int = 8  # of the attention
-    depths: tuple[float, ...] = (10.0, 30.0)  # metres at which history is warped; each cell says how much each counts
-    queue_length: int = 4  # moments of history
-    kv_downsample: int = 4  # side of the square of warped cells that is averaged into one key
-    stride: int = 32  # image pixels per feature cell
-    max_offset: float = 2.0  # bound of the learned refinement of the warp, cells
-    max_gap: float = 2.0  # seconds between moments after which a history is stale
+    heads: Count = 8  # of the attention
+    depths: tuple[Positive, ...] = (10.0, 30.0)  # metres of the warp; each cell says how much each counts
+    queue_length: Count = 4  # moments of history
+    kv_downsample: Count = 4  # side of the square of warped cells that is averaged into one key
+    stride: Count = 32  # image pixels per feature cell
+    max_offset: NonNegative = 2.0  # bound of the learned refinement of the warp, cells
+    max_gap: Positive = 2.0  # seconds between moments after which a history is stale
     history_dtype: Literal["float32", "float16", "bfloat16"] | None = None  # that history is stored in; None = as it is
 
 

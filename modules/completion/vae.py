@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..settings import Count
+
 
 @dataclass
 class VAEConfig:
     """Settings of stage 2."""
 
     enable: bool = True  # False leaves the stage out of the cascade
-    latent: int = 64  # channels of the latent maps
+    latent: Count = 64  # channels of the latent maps
 
 
 class ScaleVAE(nn.Module):

@@ -5,11 +5,12 @@ The sparse part is deterministic; the 2-D convolutions are PyTorch's own.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import nn
 
+from ..settings import Count, Positive, Range, Whole
 from .sparse import SparseBasicBlock, SparseConv3d, SparseConvBlock, SparseTensor, SubmanifoldConv3d
 from .voxels import VoxelEncoder, grid_shape
 
@@ -18,12 +19,12 @@ from .voxels import VoxelEncoder, grid_shape
 class LidarConfig:
     """Settings of the LiDAR branch."""
 
-    voxel_size: tuple[float, float, float] = (0.1, 0.1, 0.2)  # x, y, z, metres
-    channels: tuple[int, ...] = (16, 32, 64, 128)  # of the middle encoder's stages, each half the size of the last
-    blocks: int = 2  # in each of them
-    second: tuple[int, int] = (128, 256)  # channels of SECOND's stages
-    layers: int = 5  # convolutions in each of them after the first
-    frozen_stages: int = 3  # of SECOND; more than there are = all, −1 = none
+    voxel_size: tuple[Positive, Positive, Positive] = (0.1, 0.1, 0.2)  # x, y, z, metres
+    channels: tuple[Count, ...] = (16, 32, 64, 128)  # of the middle encoder's stages, each half the size of the last
+    blocks: Count = 2  # in each of them
+    second: tuple[Count, Count] = (128, 256)  # channels of SECOND's stages
+    layers: Whole = 5  # convolutions in each of them after the first
+    frozen_stages: Annotated[int, Range(at_least=-1)] = 3  # of SECOND; more than there are = all, −1 = none
     norm_eval: bool = True  # batch norms of SECOND and of its neck keep their statistics in training too
 
     def build(self, point_range: tuple[float, ...], channels: int) -> "LidarBranch":

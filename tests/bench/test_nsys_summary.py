@@ -98,5 +98,6 @@ def test_what_is_no_trace_gets_one_line(trace, tmp_path, capsys):
         summarise(trace.path)
     (tmp_path / "text").write_text("not a database, but long enough to be taken for one" * 20)
     for name in ("text", "absent"):
-        assert main([str(tmp_path / name)]) == 2
+        with pytest.raises(SystemExit, match="1"):
+            main([str(tmp_path / name)])
         assert capsys.readouterr().err.count("\n") == 1

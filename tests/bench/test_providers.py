@@ -8,13 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rigfuse.bench import correctness, step
-from rigfuse.bench.cases import CASES, Case
-from rigfuse.bench.eager import eager_attention, eager_warp
+from rigfuse import kernels
+from rigfuse.bench import correctness, cuda_warp, step
+from rigfuse.bench.eager import eager_attention
 from rigfuse.bench.geometry import moments
+from rigfuse.bench.implementations import IMPLEMENTATIONS, operations_of
+from rigfuse.bench.operation import make_workload
+from rigfuse.bench.operations import OPERATIONS
+from rigfuse.bench.peers import grid_sample_warp
+from rigfuse.bench.stage import Case
 from rigfuse.bench.subjects import compare
-from rigfuse.bench.subjects.operations import OPERATIONS, cuda_warp, make_workload
+from rigfuse.bench.subjects.compare import CASES
 from rigfuse.bench.workload import MODES, Unavailable
+from rigfuse.modules import attention
+from rigfuse.modules.completion import planning_guided, temporal
 from rigfuse.train.data import open_drives
 from rigfuse.train.systems import experiment
 
@@ -54,6 +61,7 @@ def test_a_training_step_has_the_losses_of_its_topology_whatever_computes_it(dri
     results = {name: correctness.compute(workload.build(name, torch.float64), ("step",)) for name in workload.groups}
     assert correctness.errors(results["v1-fused"], results["v1"]).worst < 1e-5
     assert correctness.errors(results["v2"], results["v2-eager"]).worst < 1e-5
+    assert correctness.errors(results["v1-sdpa"], results["v1"]).worst < 1e-5
     assert correctness.errors(results["v1"], results["v2"]).worst > 1e-3
     reference = correctness.compute(workload.build_reference("neighbours"), ("step",))
     single = correctness.compute(workload.build("v2", torch.float32), ("step",))
@@ -108,6 +116,37 @@ def test_the_rig_moves_between_the_moments_and_fits_the_case(drives):
     assert abs(u / depth - case.image[1] / 2) < 30 and 0 < v / depth < case.image[0] / 2
     with pytest.raises(Unavailable, match="needs 3 moments"):
         moments(SMALL, [drives[0][:2]])
+
+
+USERS = dict(
+    multi_depth_warp=temporal,
+    cross_camera_attention=attention,
+    gated_fusion=planning_guided,
+    trajectory_importance=planning_guided,
+)
+
+
+def test_while_an_implementation_runs_networks_call_its_operations_and_no_longer(drives, monkeypatch):
+    called = set()
+
+    def counted(name, function):
+        def call(*arguments, **settings):
+            called.add(name)
+            return function(*arguments, **settings)
+
+        return call
+
+    eager = {name: counted(name, function) for name, function in IMPLEMENTATIONS["eager"].items()}
+    monkeypatch.setitem(IMPLEMENTATIONS, "eager", eager)
+    workload = compare.make_workload("step", CASES["tiny"], ("v1", "v2"), CPU, drives)
+    workload.build("v2", torch.float32).run()
+    assert called == set()
+    workload.build("v1", torch.float32).run()
+    assert called == set(USERS)
+    with pytest.raises(ZeroDivisionError), operations_of("sdpa"):
+        assert not any(getattr(module, name) is getattr(kernels, name) for name, module in USERS.items())
+        raise ZeroDivisionError
+    assert all(getattr(module, name) is getattr(kernels, name) for name, module in USERS.items())
 
 
 def test_eager_attention_without_any_key_gives_zeros():
@@ -178,7 +217,10 @@ def test_the_cuda_warp_computes_the_warp(tmp_path, monkeypatch):
         4, 3, 5, 6, 7, 200, dtype=torch.float32, device=CPU, generator=torch.Generator().manual_seed(0)
     )
     results = []
-    for function in (cuda_warp._CudaWarp.apply, lambda f, p, d, o, s: eager_warp(f, p, d, offsets=o, source_index=s)):
+    for function in (
+        cuda_warp._CudaWarp.apply,
+        lambda f, p, d, o, s: grid_sample_warp(f, p, d, offsets=o, source_index=s),
+    ):
         leaves = [inputs.arguments[name].detach().requires_grad_() for name in inputs.leaves]
         arguments = {**inputs.arguments, **dict(zip(inputs.leaves, leaves))}
         warped, coverage = function(*arguments.values())

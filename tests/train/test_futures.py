@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rigfuse.modules.poses import rigid, rotation_z
 from rigfuse.modules.rig import nuscenes_like_rig
 from rigfuse.train.data import open_drives
 from rigfuse.train.data.futures import (
@@ -18,7 +19,6 @@ from rigfuse.train.data.futures import (
 )
 from rigfuse.train.data.moments import Box, Moment
 from rigfuse.train.data.nuscenes import open_nuscenes
-from rigfuse.train.world.poses import rigid, rotation_z
 
 
 def turning(number=20, rate=0.1, speed=4.0, period=0.5, world=np.eye(4)):

@@ -1,12 +1,14 @@
 """LiDAR scans and the boxes' velocities, against the devkit and against geometry."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from rigfuse.train.data import builtin_drives, open_drives
+from rigfuse.train.data.files import BadFile
 from rigfuse.train.data.moments import Sweep
 
 
@@ -72,5 +74,27 @@ def test_points_on_the_ego_car_or_not_finite_are_left_out(tmp_path):
     np.array(rows, np.float32).tofile(tmp_path / "scan.bin")
     ego_T_lidar = torch.tensor([[0.0, 1, 0, 1], [-1, 0, 0, 0], [0, 0, 1, 2], [0, 0, 0, 1]], dtype=torch.float64)
     expected = torch.tensor([[-0.1, -0.9, 2, 0.2, 0.5], [1, 2, 2.5, 1, 0.5]])
-    torch.testing.assert_close(Sweep(tmp_path / "scan.bin", ego_T_lidar, 0.5).points(), expected)
+    points, dropped = Sweep(tmp_path / "scan.bin", ego_T_lidar, 0.5).read()
+    torch.testing.assert_close(points, expected)
+    assert dropped == 4
     assert builtin_drives(scenes=1)[0][0].points(3).shape == (0, 5)  # that drive has no LiDAR
+
+
+def test_an_earlier_scan_that_is_missing_or_empty_is_left_out_and_no_other(drives, tmp_path):
+    moment = drives[1][2]
+    scans = [replace(scan, path=tmp_path / f"{number}.bin") for number, scan in enumerate(moment.sweeps(4))]
+    for scan in scans:
+        np.array([[3, 4, 0, 51, 1], [np.nan] * 5], np.float32).tofile(scan.path)
+    moment = replace(moment, find_sweeps=lambda number: scans[:number])
+    assert [scan.key_frame for scan in scans] == [True, False, False, False]
+    assert len(moment.points(4)) == 4 and moment.scan(4).dropped == 4
+    scans[1].path.unlink()
+    scans[3].path.write_bytes(b"")
+    assert moment.scan(4).points[:, 4].tolist() == pytest.approx([scans[0].lag, scans[2].lag])
+    scans[2].path.write_bytes(b"1234")
+    with pytest.raises(BadFile, match="2.bin has 4 bytes"):
+        moment.points(4)
+    for damage in (b"", None):
+        scans[0].path.unlink() if damage is None else scans[0].path.write_bytes(damage)
+        with pytest.raises(BadFile, match="0.bin"):
+            moment.points(1)

@@ -98,7 +98,7 @@ def test_without_a_terminal_half_a_minute_is_the_longest_silence(tmp_path, monke
 
 
 def test_work_that_cannot_be_counted_gives_signs_of_life_too(monkeypatch, capsys):
-    monkeypatch.setattr(command_line, "_SILENCE", 0.01)
+    monkeypatch.setattr(command_line, "EVERY", 0.01)
     said = ""
     with patience("building"):
         while said.count("\n") < 2:  # whenever the thread comes to it

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import shapely
 
+from rigfuse.modules.poses import rigid, rotation_xyz, rotation_z
 from rigfuse.train.data import open_drives
 from rigfuse.train.data.map_truth import MAP_CLASSES, VectorMap, scene_locations
 from rigfuse.train.data.nuscenes import open_nuscenes
-from rigfuse.train.world.poses import rigid, rotation_xyz, rotation_z
 
 DIVIDER, CROSSING, BOUNDARY = range(3)
 PLACE = "singapore-onenorth"  # the smallest mask

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from rigfuse.modules.rig import Camera
-from rigfuse.train.data import Box, builtin_drives
+from rigfuse.train.data import Box, builtin_drives, open_drives
 from rigfuse.train.data.warp_picture import draw_warps, similarity, static_objects, surface_depth, warp_to_object
+from support.roots import copy_root
 
 EYE = torch.eye(4, dtype=torch.float64)
 
@@ -45,6 +47,18 @@ def test_the_picture(ddad, tmp_path):
     assert views[0].title.startswith("ddad-02, CAM_FRONT_RIGHT from CAM_FRONT_RIGHT 0.1 s before: vehicle.car at ")
     assert draw_warps(builtin_drives(1, 3), tmp_path / "none.png") == []
     assert not (tmp_path / "none.png").exists()
+
+
+def test_pictures_smaller_than_the_tables_say_are_warped_as_well(ddad, ddad_root, tmp_path):
+    root = copy_root(ddad_root, tmp_path / "root")
+    for file in (root / "samples").rglob("*.jpg"):
+        with Image.open(file) as image:
+            smaller = image.resize((image.width // 2, image.height // 2))
+        file.unlink()
+        smaller.save(file, quality=95)
+    (whole,), (half,) = draw_warps(ddad, tmp_path / "a.png"), draw_warps(open_drives(root), tmp_path / "b.png")
+    assert half.present.shape == whole.present.shape and half.inside.equal(whole.inside)
+    assert half.similarity > whole.similarity - 0.02 and half.similarity > half.similarity_without_warp + 0.1
 
 
 def test_surface_depth_of_a_box_ahead():

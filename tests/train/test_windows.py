@@ -116,7 +116,7 @@ def test_the_trajectory_is_the_future_in_the_present_frame():
     torch.testing.assert_close(final, torch.zeros_like(final), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "no image", "another size"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "no image", "another shape"])
 def test_a_broken_file_is_named_and_its_window_replaced(tmp_path, damage):
     drive = drive_with_files(tmp_path)
     windows = Windows([drive], SMALL, training=False)
@@ -124,8 +124,8 @@ def test_a_broken_file_is_named_and_its_window_replaced(tmp_path, damage):
     path = drive[4].images["CAM_BACK"]  # only in the last window
     if damage == "missing":
         path.unlink()
-    elif damage == "another size":
-        Image.new("RGB", (80, 45)).save(path)
+    elif damage == "another shape":
+        Image.new("RGB", (80, 60)).save(path)
     else:
         path.write_bytes(path.read_bytes()[:500] if damage == "truncated" else b"not a picture")
     window = windows[0, 2]

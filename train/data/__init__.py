@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from .drive import builtin_drives
+from .files import BadFile
 from .moments import Box, Drive, Moment
 from .nuscenes import nuscenes_drives
 
-__all__ = ["Box", "Drive", "Moment", "builtin_drives", "nuscenes_drives", "open_drives"]
+__all__ = ["BadFile", "Box", "Drive", "Moment", "builtin_drives", "nuscenes_drives", "open_drives"]
 
 
 def open_drives(data: str | Path | None, version: str | None = None, split: str | None = None) -> list[Drive]:

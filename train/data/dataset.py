@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ...modules.rig import ImageAugmentation, Rig
+from ...modules.settings import Count, NonNegative, Positive
 from .images import BadFile, camera_image
 from .moments import Drive, Moment
 from .splits import drives_of_splits
@@ -29,10 +30,14 @@ class DatasetConfig:
     version: str | None = None  # of its tables; None = the only one
     train_split: str | None = None  # None = what splits.json or the version says
     val_split: str | None = None
-    image_size: tuple[int, int] = (900, 1600)  # height, width
-    resize: tuple[float, float] = (1.0, 1.0)
+    image_size: tuple[Count, Count] = (900, 1600)  # height, width
+    resize: tuple[Positive, Positive] = (1.0, 1.0)
     flip: bool = False  # mirror the images of half of the samples
-    rotation: float = 0.0  # degrees, of the images, drawn from ±rotation
+    rotation: NonNegative = 0.0  # degrees, of the images, drawn from ±rotation
+
+    def validate(self) -> None:
+        if self.resize[0] > self.resize[1]:
+            raise ValueError(f"resize is {self.resize}, needs to rise")
 
 
 class DriveSamples(Dataset):

@@ -1,36 +1,35 @@
-"""Images from files, as tensors."""
+"""Images of cameras, as tensors."""
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ...modules.rig import ImageAugmentation
+from .files import BadFile, read_picture
 from .moments import Moment
 from .painted import paint
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which backbones' weights are trained on
 
 
-class BadFile(Exception):
-    """Its argument is the file that is missing or cannot be read."""
-
-
 def camera_image(moment: Moment, name: str, augmentation: ImageAugmentation) -> torch.Tensor:
     """What a camera shows, augmented: (3, height, width) uint8. A drive without files is painted straight at that size.
 
+    A file of another size than its camera, but of the same shape, gives the same view: it is scaled to what the camera
+    needs, once.
+
     Raises:
-        BadFile: the file is missing or broken, or has another size than its camera.
+        BadFile: there is no file, or it is broken or of another shape; see `read_picture`.
     """
     if not moment.images:
         return paint(moment.rig[name].augmented(augmentation), moment.world_T_ego)
-    camera, path = moment.rig[name], moment.images.get(name, f"{name} of {moment.token}")
-    try:
-        with Image.open(path) as image:
-            if image.size != (camera.width, camera.height):
-                raise BadFile(str(path))
-            pixels = np.array(augment_image(image, augmentation))
-    except (OSError, SyntaxError, ValueError) as error:  # missing, or what PIL raises for broken files
-        raise BadFile(str(path)) from error
+    camera = moment.rig[name]
+    if name not in moment.images:
+        raise BadFile(f"{name} of {moment.token}")
+    size = camera.width, camera.height
+    width, height = augmentation.resized(*size)
+    picture = read_picture(moment.images[name], size, draft=(2 * width, 2 * height))
+    pixels = np.array(augment_image(picture, augmentation, size))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -40,11 +39,17 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     return images.float().sub_(mean).div_(std)
 
 
-def augment_image(image: Image.Image, augmentation: ImageAugmentation) -> Image.Image:
-    """Does to an image what `Camera.augmented` does to its camera. RGB; outside the image is black."""
-    resized = augmentation.resized(*image.size)
-    image.draft("RGB", (2 * resized[0], 2 * resized[1]))  # a much larger JPEG is decoded at a part of its size
-    image = image.convert("RGB")
+def augment_image(
+    image: Image.Image, augmentation: ImageAugmentation, size: tuple[int, int] | None = None
+) -> Image.Image:
+    """Does to an RGB image what `Camera.augmented` does to its camera. Outside the image is black.
+
+    Args:
+        image: of the camera's size, or a scaled version of such a one.
+        augmentation: in pixels of the camera.
+        size: (width, height) of the camera's images; None = the image's.
+    """
+    resized = augmentation.resized(*(size or image.size))
     if image.size != resized:
         image = image.resize(resized, Image.Resampling.BILINEAR)
     if augmentation.crop is not None:

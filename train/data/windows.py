@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...modules.rig import RigFrame
+from ...modules.settings import Count, Whole
 from ...modules.window import RigWindow
 from .dataset import DatasetConfig, DriveSamples, read_images
 from .drive import builtin_drives
@@ -19,9 +20,9 @@ from .moments import Drive
 class WindowConfig(DatasetConfig):
     """Settings of windows. An empty root means the built-in drive, painted. See `DatasetConfig` too."""
 
-    history: int = 4  # moments before the present
-    future: int = 6  # moments of the ego's trajectory
-    scenes: tuple[int, int] = (16, 4)  # of the built-in drive: for training, for validation
+    history: Whole = 4  # moments before the present
+    future: Count = 6  # moments of the ego's trajectory
+    scenes: tuple[Count, Count] = (16, 4)  # of the built-in drive: for training, for validation
 
 
 @dataclass

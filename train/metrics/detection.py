@@ -10,11 +10,12 @@ from tempfile import TemporaryDirectory
 import torch.distributed as dist
 
 from ...modules.detection.boxes import DETECTION_CLASSES, Detections
-from ..data.nuscenes import REFERENCE, open_nuscenes
-from ..world.poses import from_row
+from ...modules.poses import from_row
+from ..data.nuscenes import evaluation_view, open_nuscenes, reference_row, scenes_of_split
 from .submission import result_rows
 
 _ERRORS = dict(mATE="trans_err", mASE="scale_err", mAOE="orient_err", mAVE="vel_err", mAAE="attr_err")
+FIGURES = ("mAP", "NDS", *_ERRORS, *(f"AP/{name}" for name in DETECTION_CLASSES))
 
 
 def evaluate_detection(
@@ -71,9 +72,8 @@ def write_results(detections: Mapping[str, Detections], nusc, split: str, path: 
         ValueError: an unknown split, one without samples, or a token that is not in it.
     """
     from nuscenes.eval.common.loaders import get_samples_of_scenes
-    from nuscenes.utils.splits import get_scenes_of_split
 
-    tokens = get_samples_of_scenes(get_scenes_of_split(split, nusc), nusc)
+    tokens = get_samples_of_scenes(scenes_of_split(Path(nusc.dataroot, nusc.version), split), nusc)
     if not tokens:
         raise ValueError(f"no sample of the split {split!r} is in {nusc.dataroot}")
     foreign = sorted(detections.keys() - set(tokens))
@@ -88,7 +88,7 @@ def write_results(detections: Mapping[str, Detections], nusc, split: str, path: 
 
 def _entries(found: Detections, nusc, token) -> list[dict]:
     """The rows of the results file for one sample, best first."""
-    pose = nusc.get("ego_pose", nusc.get("sample_data", nusc.get("sample", token)["data"][REFERENCE])["ego_pose_token"])
+    pose = nusc.get("ego_pose", reference_row(nusc, nusc.get("sample", token))["ego_pose_token"])
     names = [DETECTION_CLASSES[label] for label in found.labels.tolist()]
     return result_rows(token, found.boxes.cpu(), names, found.scores.cpu(), from_row(pose))
 
@@ -105,7 +105,9 @@ def _evaluate(detections, root, version, split, out):
     # The devkit shows progress bars even when told to be quiet, and makes a folder for plots.
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:
-            evaluation = DetectionEval(nusc, config, str(results), split, folder, verbose=False)
+            scenes = scenes_of_split(Path(nusc.dataroot, nusc.version), split)
+            view, name = evaluation_view(nusc, scenes, folder)
+            evaluation = DetectionEval(view, config, str(results), name, folder, verbose=False)
         except Exception as error:  # what it raises for a split of another version, or one without objects
             raise ValueError(f"nuscenes-devkit cannot evaluate {split!r} of {root}: {error}") from error
         metrics = evaluation.evaluate()[0].serialize()

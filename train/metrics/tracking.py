@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import numpy as np
 
-from ..data.nuscenes import REFERENCE, open_nuscenes
-from ..world.poses import from_row
+from ...modules.poses import from_row
+from ..data.nuscenes import evaluation_view, open_nuscenes, reference_row, scenes_of_split
 from .pooling import SampleResults
 from .submission import TRACKING_CLASSES, result_rows
 
@@ -85,7 +86,7 @@ class TrackingMetric(SampleResults):
         """
         nusc, split = open_nuscenes(self.settings["root"], self.settings["version"]), self.settings["split"]
         try:
-            from nuscenes.eval.tracking.evaluate import TrackingEval
+            from nuscenes.eval.tracking import evaluate as devkit
         except ImportError as error:
             need = "tracking figures need motmetrics and pandas: pip install 'rigfuse[nuscenes]'"
             raise ImportError(f"{need} ({error})") from None
@@ -101,8 +102,10 @@ class TrackingMetric(SampleResults):
                 warnings.simplefilter("ignore")
                 try:
                     config = config_factory("tracking_nips_2019")
-                    place = dict(nusc_version=nusc.version, nusc_dataroot=nusc.dataroot)
-                    evaluation = TrackingEval(config, str(results), split, folder, **place, verbose=False)
+                    view, name = evaluation_view(nusc, scenes_of_split(_tables(nusc), split), folder)
+                    place = dict(nusc_version=view.version, nusc_dataroot=view.dataroot)
+                    with patch.object(devkit, "NuScenes", lambda **_: view):  # it would open the tables anew
+                        evaluation = devkit.TrackingEval(config, str(results), name, folder, **place, verbose=False)
                     summary = evaluation.evaluate()[0].serialize()
                 except Exception as error:  # what it raises for a split of another version, or one without objects
                     text = f"nuscenes-devkit cannot evaluate {split!r} of {nusc.dataroot}: {error}"
@@ -123,10 +126,9 @@ class TrackingMetric(SampleResults):
             ValueError: an unknown split, one without samples, or a token that is not in it.
         """
         from nuscenes.eval.common.loaders import get_samples_of_scenes
-        from nuscenes.utils.splits import get_scenes_of_split
 
         split = self.settings["split"]
-        tokens = get_samples_of_scenes(get_scenes_of_split(split, nusc), nusc)
+        tokens = get_samples_of_scenes(scenes_of_split(_tables(nusc), split), nusc)
         if not tokens:
             raise ValueError(f"no sample of the split {split!r} is in {nusc.dataroot}")
         foreign = sorted(self.samples.keys() - set(tokens))
@@ -140,9 +142,13 @@ class TrackingMetric(SampleResults):
     def _rows(self, nusc, token):
         sample = nusc.get("sample", token)
         scene = nusc.get("scene", sample["scene_token"])["name"]
-        pose = nusc.get("ego_pose", nusc.get("sample_data", sample["data"][REFERENCE])["ego_pose_token"])
+        pose = nusc.get("ego_pose", reference_row(nusc, sample)["ego_pose_token"])
         boxes, names, scores, ids = self.samples[token]
         return result_rows(token, boxes, names, scores, from_row(pose), [f"{scene}/{one}" for one in ids])
+
+
+def _tables(nusc) -> Path:
+    return Path(nusc.dataroot, nusc.version)
 
 
 def _with_a_box_far_away(results, path):

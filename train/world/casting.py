@@ -23,6 +23,7 @@ class Placed:
     position: np.ndarray  # (3,) its centre, metres
     owner: int = -1
     seed: int = 0
+    kind: str = ""  # what scenery it is
 
 
 class Pinhole:

@@ -7,8 +7,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from .poses import from_row, inverse
-from .sensors import LIDAR, points_inside, read_depth
+from ...modules.poses import from_row
+from .check_contents import check_contents
+from .check_maps import check_maps
 from .tables import PLACES, depth_name
 
 LINKS = {
@@ -41,7 +42,7 @@ TABLES = (*LINKS, "attribute", "category", "ego_pose", "log", "sensor", "visibil
 ATTRIBUTE_OF = {"vehicle.bicycle": "cycle", "vehicle.motorcycle": "cycle", "vehicle": "vehicle", "human": "pedestrian"}
 SHOWN = 3  # complaints a rule may make
 FASTEST = 40.0  # m/s
-NEARBY = 12.0  # metres within which a passing vehicle may fill a picture
+CREEPING, STRAIGHT = 0.01, 0.8  # m/s below which nothing moves; cosine of the largest angle to its way
 
 
 class WorldChecker:
@@ -129,6 +130,11 @@ class WorldChecker:
                 self.complain("key frame times", f"sample_data {row['token']} is {apart / 1e6} s from its sample")
         return not self.complaints
 
+    def world_T_sensor(self, row) -> np.ndarray:
+        """(4, 4) pose of the sensor of a row of sample_data."""
+        calibration = self.by_token["calibrated_sensor"][row["calibrated_sensor_token"]]
+        return from_row(self.by_token["ego_pose"][row["ego_pose_token"]]) @ from_row(calibration)
+
     def channel(self, row) -> str:
         calibration = self.by_token["calibrated_sensor"][row["calibrated_sensor_token"]]
         return self.by_token["sensor"][calibration["sensor_token"]]["channel"]
@@ -165,7 +171,7 @@ class WorldChecker:
                     self.complain("intrinsics", f"calibrated_sensor {calibration['token']} does not fit its pictures")
 
     def check_motion(self):
-        """Boxes move as their attributes say, and no faster than a vehicle can."""
+        """Boxes move as their attributes say, no faster than a vehicle can, and vehicles the way they head."""
         names = {token: row["name"] for token, row in self.by_token["attribute"].items()}
         for row in self.tables["sample_annotation"]:
             instance = self.by_token["instance"][row["instance_token"]]
@@ -174,15 +180,31 @@ class WorldChecker:
             given = [names[token] for token in row["attribute_tokens"]]
             if len(given) != (wanted is not None) or any(name.split(".")[0] != wanted for name in given):
                 self.complain("attributes", f"sample_annotation {row['token']}: {category} with {given}")
-            if not row["next"]:
                 continue
-            after = self.by_token["sample_annotation"][row["next"]]
-            samples = self.by_token["sample"]
-            elapsed = samples[after["sample_token"]]["timestamp"] - samples[row["sample_token"]]["timestamp"]
-            speed = np.linalg.norm(np.subtract(after["translation"], row["translation"])) / (elapsed / 1e6)
-            fastest = 0.1 if {"vehicle.parked", "cycle.without_rider"} & set(given) else FASTEST
-            if not 0 <= speed <= fastest:
-                self.complain("velocities", f"sample_annotation {row['token']}: {category} {given} at {speed:.1f} m/s")
+            self._check_displacement(row, category, given[0].split(".")[1] if given else "")
+
+    def _check_displacement(self, row, category, attribute):
+        rows, samples = self.by_token["sample_annotation"], self.by_token["sample"]
+        before, after = rows.get(row["prev"], row), rows.get(row["next"], row)
+        if before is after:
+            return
+        times = [samples[end["sample_token"]]["timestamp"] for end in (before, after)]
+        way = np.subtract(after["translation"], before["translation"])
+        speed = np.linalg.norm(way) / ((times[1] - times[0]) / 1e6)
+        # Between two samples a vehicle may brake from some speed to none; one that stands has not come from afar.
+        slowest = CREEPING if attribute == "moving" else 0.0
+        fastest = {"parked": 0.1, "without_rider": 0.1, "stopped": 4.0, "standing": 2.0}.get(attribute, FASTEST)
+        if category.startswith(("movable_object", "static_object")):
+            fastest = 0.1
+        if not slowest <= speed <= fastest:
+            self.complain("velocities", f"sample_annotation {row['token']}: {category} {attribute} at {speed:.1f} m/s")
+        yaw = 2 * np.arctan2(row["rotation"][3], row["rotation"][0])
+        if (
+            category.startswith("vehicle")
+            and speed > 3
+            and way[:2] @ [np.cos(yaw), np.sin(yaw)] < STRAIGHT * np.linalg.norm(way)
+        ):
+            self.complain("headings", f"sample_annotation {row['token']}: {category} does not go where it heads")
 
     def path(self, name) -> Path | None:
         """A file of the world; None, with a complaint, where it is absent or outside the folder."""
@@ -210,7 +232,8 @@ class WorldChecker:
                 self.complain("maps", f"log {row['token']} has no map")
             if row["location"] not in PLACES:
                 self.complain("maps", f"log {row['token']}: the devkit knows no {row['location']!r}")
-            self.path(f"maps/expansion/{row['location']}.json")
+            for folder in ("expansion", "markings"):
+                self.path(f"maps/{folder}/{row['location']}.json")
 
     def _check_picture(self, row, file):
         if file is None:
@@ -230,69 +253,20 @@ class WorldChecker:
         except (OSError, ValueError) as error:
             self.complain("splits", f"splits.json cannot be read: {error}")
             return
-        scenes = {row["name"] for row in self.tables["scene"]}
-        unknown = {name for names in splits.values() for name in names} - scenes
+        scenes = {row["name"]: self.by_token["log"][row["log_token"]] for row in self.tables["scene"]}
+        unknown = {name for names in splits.values() for name in names} - set(scenes)
         if unknown:
             self.complain("splits", f"no scene is {sorted(unknown)[0]!r}")
         if set(splits.get("world_train", ())) & set(splits.get("world_val", ())):
             self.complain("splits", "a scene is in world_train and in world_val")
-
-    def check_contents(self):
-        """Opens the scans and the depth: LiDAR counts, and depth against LiDAR."""
-        boxes = defaultdict(list)
-        for row in self.tables["sample_annotation"]:
-            boxes[row["sample_token"]].append(row)
-        for sample in self.tables["sample"]:
-            frames = self.key_frames[sample["token"]]
-            points = np.fromfile(self.root / frames[LIDAR]["filename"], dtype=np.float32).reshape(-1, 5)[:, :3].T
-            points = np.ascontiguousarray(points)
-            world_T_lidar = self._world_T_sensor(frames[LIDAR])
-            lasting = np.ones(points.shape[1], dtype=bool)  # what is still there when the cameras expose
-            for row in boxes[sample["token"]]:
-                found = points_inside(points, world_T_lidar, row)
-                lasting[found] &= self._stands(row)
-                if len(found) != row["num_lidar_pts"]:
-                    what = f"the scan has {len(found)} points in it, the table says {row['num_lidar_pts']}"
-                    self.complain("LiDAR counts", f"sample_annotation {row['token']}: {what}")
-            world = world_T_lidar[:3, :3] @ points[:, lasting] + world_T_lidar[:3, 3:]
-            for channel, row in frames.items():
-                if channel != LIDAR:
-                    self._check_depth(row, world)
-
-    def _stands(self, row) -> bool:
-        around = [self.by_token["sample_annotation"].get(row[side], row)["translation"] for side in ("prev", "next")]
-        return bool(np.linalg.norm(np.subtract(*around)) < 0.01)
-
-    def _world_T_sensor(self, row):
-        calibration = self.by_token["calibrated_sensor"][row["calibrated_sensor_token"]]
-        return from_row(self.by_token["ego_pose"][row["ego_pose_token"]]) @ from_row(calibration)
-
-    def _check_depth(self, row, world):
-        """Where the LiDAR met a surface, a picture shows that surface or something nearer that hides it."""
-        calibration = self.by_token["calibrated_sensor"][row["calibrated_sensor_token"]]
-        cam_T_world = inverse(self._world_T_sensor(row))
-        x, y, z = cam_T_world[:3, :3] @ world + cam_T_world[:3, 3:]
-        ahead = z > 1.0
-        projected = np.array(calibration["camera_intrinsic"]) @ np.stack([x, y, z])[:, ahead]
-        u, v = np.rint(projected[:2] / projected[2]).astype(int)
-        depth = read_depth(self.root / depth_name(row["filename"]))
-        depth[depth == 0] = np.inf
-        inside = (u > 0) & (v > 0) & (u < depth.shape[1] - 1) & (v < depth.shape[0] - 1)
-        u, v, z = u[inside], v[inside], z[ahead][inside]
-        if len(z) < 100:
-            return
-        # Half a pixel matters most on the road far ahead, where a row of pixels is metres deep.
-        slack = 0.1 + 0.6 * z**2 / calibration["camera_intrinsic"][1][1]
-        around = np.min([depth[v + dv, u + du] for dv in (-1, 0, 1) for du in (-1, 0, 1)], axis=0)
-        # A vehicle that passes close by may hide everything from a camera, and nothing from the LiDAR a moment before.
-        open_view = (depth[v, u] > z - slack) | (depth[v, u] > NEARBY)
-        u, v, z, slack, around = u[open_view], v[open_view], z[open_view], slack[open_view], around[open_view]
-        if len(z) < 100:
-            return
-        farther, equal = (around > z + slack).mean(), (np.abs(depth[v, u] - z) < slack).mean()
-        if farther > 0.02 or equal < 0.5:
-            what = f"{equal:.0%} of the LiDAR points in it are as deep as it says, {farther:.0%} are seen through"
-            self.complain("depth", f"{row['filename']}: {what}")
+        for field in ("town", "location"):
+            trained, validated = (
+                {scenes[name].get(field) for name in splits.get(split, ()) if name in scenes}
+                for split in ("world_train", "world_val")
+            )
+            if trained & validated:
+                what = f"world_train and world_val share the {field} {sorted(map(str, trained & validated))[0]!r}"
+                self.complain("towns", what)
 
 
 def check_world(root: str | Path) -> list[str]:
@@ -312,6 +286,7 @@ def check_world(root: str | Path) -> list[str]:
         checker.check_motion()
         checker.check_files()
         checker.check_splits()
+        check_maps(checker)
         if not checker.complaints:
-            checker.check_contents()
+            check_contents(checker)
     return checker.report()

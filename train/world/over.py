@@ -15,15 +15,18 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ...modules.poses import from_row, rotation_z, to_rotation
+from ..data.nuscenes import tables_folder
+from ..data.tables import read_tables
 from .casting import Pinhole, Placed, cast
 from .ground import Ground
 from .paths import Path as Curve
-from .poses import from_row, rotation_z, to_rotation
+from .processes import run_tasks
 from .sensors import SHADOWS, write_depth, write_image
 from .shading import Light, picture
 from .shapes import body_for, building, tree
 from .tables import depth_name
-from .writer import CHUNK, fresh_folder, run_tasks, write_json
+from .writer import CHUNK, fresh_folder, write_json
 
 SIDE = 95.0  # metres of ground drawn round the way of the vehicle
 
@@ -68,45 +71,33 @@ def draw_over(root: str | Path, out: str | Path, scenes=None, samples=None, work
     Raises:
         FileNotFoundError: `root` has no tables, or a map expansion is missing.
         FileExistsError: `out` exists and is not empty.
-        ValueError: an unknown scene, or a file name in the tables that leaves the root.
+        ValueError: an unknown scene, tables that are broken (see `read_tables`), or no picture to draw.
     """
-    root = Path(root)
-    tables_folder, tables = _read_tables(root)
+    root, with_tables = Path(root), tables_folder(root)
+    tables = {name: {row["token"]: row for row in rows} for name, rows in read_tables(with_tables).items()}
     names = [row["name"] for row in tables["scene"].values()]
     unknown = [name for name in scenes or () if name not in names]
     if unknown:
         raise ValueError(f"no scene is called {unknown[0]!r}; choose from {', '.join(names)}")
+    plans, real, absent = [], [], []
+    for scene in tables["scene"].values():
+        chosen = scenes is None or scene["name"] in scenes
+        drive, shots, there, beyond = _plan(root, tables, scene, samples if chosen else 0)
+        real, absent = real + there, absent + beyond
+        plans += [(drive, shots[i : i + 6 * CHUNK]) for i in range(0, len(shots), 6 * CHUNK)]
+    if not plans:
+        raise ValueError(f"{root} has every picture{' of those asked for' if absent else ''}; there is nothing to draw")
     with fresh_folder(out) as folder:
-        _take_over(root, folder, tables_folder)
-        tasks, real, absent = [], [], []
-        for scene in tables["scene"].values():
-            chosen = scenes is None or scene["name"] in scenes
-            drive, shots, there, beyond = _plan(root, tables, scene, samples if chosen else 0)
-            real, absent = real + there, absent + beyond
-            tasks += [(folder, drive, shots[i : i + 6 * CHUNK]) for i in range(0, len(shots), 6 * CHUNK)]
-        total = sum(len(task[2]) for task in tasks)
-        done, drawn = 0, [shot.filename for task in tasks for shot in task[2]]
-        for number, _ in run_tasks(_draw, tasks, workers):
-            done += len(tasks[number][2])
-            if progress:
-                progress(done, total)
+        _take_over(root, folder, with_tables)
+        tasks = [(folder, drive, shots) for drive, shots in plans]
+        drawn = [shot.filename for task in tasks for shot in task[2]]
+        run_tasks(_draw, tasks, workers, progress, [len(task[2]) for task in tasks])
         note = "Drawn pictures show real geometry with made-up surfaces. nuScenes' terms of use hold for all files."
         write_json(folder / "provenance.json", {"note": note, "real": real, "drawn": drawn, "absent": absent})
 
 
-def _read_tables(root):
-    versions = sorted(path.parent for path in root.glob("*/sample_data.json"))
-    if len(versions) != 1:
-        found = f"{len(versions)} folders with tables" if versions else "no folder with tables (like v1.0-mini)"
-        raise FileNotFoundError(f"{root} has {found}; needs one")
-    names = ("scene", "sample", "sample_data", "calibrated_sensor", "sensor", "ego_pose", "sample_annotation")
-    names += ("instance", "category", "log")
-    read = {name: json.loads((versions[0] / f"{name}.json").read_text()) for name in names}
-    return versions[0], {name: {row["token"]: row for row in rows} for name, rows in read.items()}
-
-
-def _take_over(root, folder, tables_folder):
-    for part in (tables_folder.name, "maps", "samples", "sweeps", "can_bus"):
+def _take_over(root, folder, with_tables):
+    for part in (with_tables.name, "maps", "samples", "sweeps", "can_bus"):
         for source in sorted((root / part).rglob("*")):
             if source.is_file():
                 target = folder / source.relative_to(root)
@@ -134,19 +125,23 @@ def _plan(root, tables, scene, samples):
             continue
         pose = tables["ego_pose"][row["ego_pose_token"]]
         way.append(tuple(pose["translation"][:2]))
-        if row["fileformat"] != "jpg":
+        sensor = tables["calibrated_sensor"][row["calibrated_sensor_token"]]["sensor_token"]
+        if tables["sensor"][sensor]["modality"] != "camera":
             continue
-        pure = PurePosixPath(row["filename"])
-        if pure.is_absolute() or ".." in pure.parts:
-            raise ValueError(f"sample_data {row['token']}: {row['filename']!r} leaves the root")
-        if (root / pure).is_file():
+        name = PurePosixPath(row["filename"])
+        if len(name.parts) < 3 or name.parts[0] != "samples":
+            raise ValueError(f"sample_data {row['token']}: filename is {str(name)!r}, needs samples/CAMERA/NAME")
+        if (root / name).is_file():
             real.append(row["filename"])
         elif samples is not None and number[row["sample_token"]] >= samples:
             absent.append(row["filename"])
         else:
             shots.append(_shot(tables, row, pose, boxes[row["sample_token"]]))
     shots.sort(key=lambda shot: PurePosixPath(shot.filename).name.rsplit("__", 1)[-1])
-    location = tables["log"][scene["log_token"]]["location"]
+    log = tables["log"][scene["log_token"]]
+    location = log["location"]
+    if PurePosixPath(location).name != location:
+        raise ValueError(f"log {log['token']}: location {location!r} is no name of a map")
     obstacles = {tuple(np.round(row["translation"][:2], 0)) for rows in boxes.values() for row in rows}
     map_file = root / "maps" / "expansion" / f"{location}.json"
     return Drive(scene["name"], map_file, tuple(way), tuple(sorted(obstacles))), shots, real, absent

@@ -3,6 +3,7 @@
 import numpy as np
 
 STEP = 0.05  # seconds between the stored points of a motion
+BEFORE = 1.0  # seconds before time 0 at which a motion begins
 
 
 class Path:
@@ -36,6 +37,10 @@ class Path:
         normal = np.stack([-np.sin(self.heading), np.cos(self.heading)], axis=1)
         return Path(self.points + left * normal)
 
+    def resampled(self, spacing: float) -> "Path":
+        """The same way with points `spacing` metres apart, but for rounding at the end."""
+        return Path(self.at(np.linspace(0, self.length, max(round(self.length / spacing), 1) + 1))[:, :2])
+
 
 def bezier(start, start_heading, end, end_heading, spacing: float = 0.5) -> np.ndarray:
     """(N, 2) a cubic from one directed point to another."""
@@ -48,64 +53,73 @@ def bezier(start, start_heading, end, end_heading, spacing: float = 0.5) -> np.n
 
 
 class Motion:
-    """Positions over time: `at(t)` for seconds from -1 to `duration` + 1."""
+    """Positions over time.
+
+    Args:
+        path: the way.
+        distance: arc lengths along it every `STEP` seconds from `-BEFORE` on; it stands still outside these times.
+    """
 
     def __init__(self, path: Path, distance: np.ndarray):
         self.path, self.distance = path, distance
+        self.is_still = bool((distance == distance[0]).all())
+
+    def travelled(self, t):
+        """Arc length along the path at `t` seconds."""
+        return np.interp(t, np.arange(len(self.distance)) * STEP - BEFORE, self.distance)
 
     def at(self, t) -> np.ndarray:
         """(..., 3) x, y, heading."""
-        times = np.arange(len(self.distance)) * STEP - 1
-        return self.path.at(np.interp(t, times, self.distance))
+        return self.path.at(self.travelled(t))
 
-    def speed(self, t: float) -> float:
-        index = int(np.clip((t + 1) / STEP, 0, len(self.distance) - 2))
-        return float(self.distance[index + 1] - self.distance[index]) / STEP
-
-
-def drive(path: Path, start: float, cruise: float, duration: float) -> Motion:
-    """Drives along a path from arc length `start` at time -1 s, slower in curves, braking and speeding up gently."""
-    arc = np.arange(0, path.length + 60, 1.0)
-    heading = path.at(arc)[:, 2]
-    curvature = np.abs(np.gradient(heading, arc))
-    limit = np.minimum(cruise, np.sqrt(1.8 / np.maximum(curvature, 1e-4)))
-    for i in range(len(arc) - 2, -1, -1):  # brake at 2 m/s² ahead of a curve
-        limit[i] = min(limit[i], np.sqrt(limit[i + 1] ** 2 + 4.0))
-    distance, speed = [start], float(np.interp(start, arc, limit))
-    for _ in range(int((duration + 2) / STEP)):
-        speed = min(speed + 1.5 * STEP, float(np.interp(distance[-1], arc, limit)))
-        distance.append(distance[-1] + speed * STEP)
-    return Motion(path, np.array(distance))
+    def speed(self, t, span: float = 0.2):
+        """Metres a second, averaged over `span` seconds around `t`."""
+        return (self.travelled(t + span / 2) - self.travelled(t - span / 2)) / span
 
 
-def stroll(start, end, begin: float, speed: float, duration: float) -> Motion:
-    """Walks at a constant speed from a point towards another, starting `begin` metres along; speed 0 stands still."""
-    return Motion(Path([start, end]), begin + speed * STEP * np.arange(int((duration + 2) / STEP) + 1))
+def stroll(points, begin: float, speed: float, duration: float) -> Motion:
+    """Walks along a polyline at a constant speed, starting `begin` metres along; speed 0 stands still.
+
+    A negative `begin` is a wait at the start, and whoever reaches the end stops there.
+    """
+    path = Path(points)
+    distance = begin + speed * STEP * np.arange(int((duration + 2) / STEP) + 1)
+    return Motion(path, distance.clip(0, path.length))
 
 
 def still(x: float, y: float, heading: float) -> Motion:
+    """Stands at a point."""
     path = Path([[x, y], [x + np.cos(heading), y + np.sin(heading)]])
     return Motion(path, np.zeros(2))
 
 
-def boxes_meet(pose, size, others, sizes) -> bool:
-    """Whether a box meets any of N others at the same moment.
+def boxes_meet(pose, size, others, sizes) -> np.ndarray:
+    """Which of N boxes a box meets at the same moment.
 
     Args:
         pose: (T, 3) x, y, heading; others: (N, T, 3).
         size: (width, length) metres; sizes: (N, 2).
+
+    Returns:
+        (N,) bool.
     """
+    met = np.zeros(len(others), dtype=bool)
     if not len(others):
-        return False
+        return met
     delta = others[..., :2] - pose[:, :2]
     reach = 0.5 * (np.hypot(*size) + np.hypot(sizes[:, 0], sizes[:, 1]))
-    near = np.argwhere(np.linalg.norm(delta, axis=-1) < reach[:, None])
-    for n, t in near:
-        mine, other = pose[t, 2], others[n, t, 2]
-        half = 0.5 * np.array([[size[1], size[0]], [sizes[n][1], sizes[n][0]]])
-        axes = [np.array([np.cos(a), np.sin(a)]) for a in (mine, mine + np.pi / 2, other, other + np.pi / 2)]
-        frames = (axes[:2], axes[2:])
-        radius = [sum(h @ np.abs(np.array(frame) @ axis) for h, frame in zip(half, frames)) for axis in axes]
-        if all(abs(delta[n, t] @ axis) < r for axis, r in zip(axes, radius)):
-            return True
-    return False
+    n, t = np.nonzero(np.linalg.norm(delta, axis=-1) < reach[:, None])
+    if not len(n):
+        return met
+    # Two rectangles are apart where a side of one of them separates them.
+    mine, other, delta = pose[t, 2], others[n, t, 2], delta[n, t]
+    half = 0.5 * np.stack([np.broadcast_to(size[::-1], (len(n), 2)), sizes[n][:, ::-1]], axis=1)  # along, across
+    apart = np.zeros(len(n), dtype=bool)
+    for axis in (mine, mine + np.pi / 2, other, other + np.pi / 2):
+        gap = np.abs(delta[:, 0] * np.cos(axis) + delta[:, 1] * np.sin(axis))
+        for k, heading in enumerate((mine, other)):
+            turn = axis - heading
+            gap = gap - half[:, k, 0] * np.abs(np.cos(turn)) - half[:, k, 1] * np.abs(np.sin(turn))
+        apart |= gap >= 0
+    met[n[~apart]] = True
+    return met

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...modules.poses import from_row, inverse, rigid, rotation_z, to_quaternion
 from ...modules.rig import nuscenes_like_rig
+from .actors import Actor
 from .casting import Pinhole, Scanner, cast
-from .poses import from_row, inverse, rigid, rotation_z, to_quaternion
-from .scene import REACH, Actor, Scene
+from .scene import REACH, Scene
 from .shading import noise, picture
 
 LIDAR = "LIDAR_TOP"

@@ -47,7 +47,7 @@ def body_for(category: str, size, seed: int) -> Body:
     return Body(_crate(*inner, rng), tuple(size))
 
 
-def _pick(colours, rng) -> tuple[float, float, float]:
+def pick(colours, rng) -> tuple[float, float, float]:
     return tuple((colours[rng.integers(len(colours))] + rng.uniform(-0.04, 0.04, 3)).clip(0.03, 0.95).tolist())
 
 
@@ -68,7 +68,7 @@ def _ends(paint, rows=1.0, height=0.3):
 
 
 def _car(w, l, h, rng):
-    paint = _pick(PAINTS, rng)
+    paint = pick(PAINTS, rng)
     side = Look(paint, tuple(0.72 * c for c in paint), columns=4, fill=(0.94, 0.80), jitter=0.08)
     glass = Look(paint, GLASS, fill=(0.86, 0.82))
     doors = Look(paint, GLASS, columns=2, fill=(0.88, 0.80))
@@ -89,14 +89,14 @@ def _car(w, l, h, rng):
 
 def _cargo(rng, rows=5):
     """The faces of a lorry: a pattern no other one has on the sides, doors behind."""
-    paint = _pick(PAINTS, rng)
+    paint = pick(PAINTS, rng)
     doors = Look(paint, tuple(0.8 * c for c in paint), columns=2, fill=(0.92, 0.95), grain=0.12)
-    side = Look(paint, _pick(CLOTHES, rng), columns=9, rows=rows, fill=(1.2, 1.2), jitter=0.5, hue=0.3)
+    side = Look(paint, pick(CLOTHES, rng), columns=9, rows=rows, fill=(1.2, 1.2), jitter=0.5, hue=0.3)
     return {"left": side, "right": side, "back": doors, "all": Look(paint)}
 
 
 def _truck(w, l, h, rng):
-    paint = _pick(PAINTS, rng)
+    paint = pick(PAINTS, rng)
     glass = Look(paint, GLASS, rows=2, fill=(0.8, 0.72))
     front = Look(paint, GLASS, rows=2, fill=(0.86, 0.62))
     cab = {"front": front, "left": glass, "right": glass, "all": Look(paint)}
@@ -119,11 +119,11 @@ def _trailer(w, l, h, rng):
 
 
 def _bus(w, l, h, rng):
-    paint = _pick(PAINTS, rng)
+    paint = pick(PAINTS, rng)
     count = max(round(l / 1.5), 3)
     side = Look(paint, GLASS, columns=count, fill=(0.9, 0.8), jitter=0.3)
     end = Look(paint, GLASS, fill=(0.9, 0.85))
-    belt = Look(_pick(CLOTHES, rng), _pick(PAINTS, rng), columns=7, fill=(0.5, 0.6), jitter=0.4, hue=0.4)
+    belt = Look(pick(CLOTHES, rng), pick(PAINTS, rng), columns=7, fill=(0.5, 0.6), jitter=0.4, hue=0.4)
     return [
         box((-l / 2, l / 2), (-w / 2, w / 2), (-0.38 * h, -0.05 * h),
             {"left": belt, "right": belt, **_ends(paint, 2, 0.4), "all": Look(paint)}),
@@ -152,7 +152,7 @@ def _construction(w, l, h, rng):
 
 def _cycle(w, l, h, rng, motor):
     """A two-wheeler. A tall box has a rider in it."""
-    paint = _pick(CLOTHES, rng)
+    paint = pick(CLOTHES, rng)
     thick = (0.5 if motor else 0.12) * w
     radius = min((0.30 if motor else 0.34), 0.24 * l, 0.3 * h)
     floor = -0.5 * h
@@ -171,19 +171,19 @@ def _cycle(w, l, h, rng, motor):
                                                    "all": Look(STEEL)}),
     ]  # fmt: skip
     if h > 1.35:
-        coat = _pick(CLOTHES, rng)
+        coat = pick(CLOTHES, rng)
         parts += [
             frustum((-0.16 * l, 0.04 * l, -0.3 * w, 0.3 * w), (-0.06 * l, 0.14 * l, -0.42 * w, 0.42 * w),
                     (floor + 0.85 * saddle, 0.34 * h), {"all": Look(coat, grain=0.2)}),
-            ball((0.06 * l, 0, 0.42 * h), (0.08 * h, 0.07 * h, 0.08 * h), Look(_pick(PAINTS, rng))),
+            ball((0.06 * l, 0, 0.42 * h), (0.08 * h, 0.07 * h, 0.08 * h), Look(pick(PAINTS, rng))),
         ]  # fmt: skip
     return parts
 
 
 def _person(w, l, h, rng):
-    coat, legs = _pick(CLOTHES, rng), _pick(CLOTHES * 0.6, rng)
+    coat, legs = pick(CLOTHES, rng), pick(CLOTHES * 0.6, rng)
     skin = tuple((np.array([0.72, 0.52, 0.40]) * rng.uniform(0.5, 1.15)).clip(0, 0.9))
-    stripes = Look(coat, _pick(CLOTHES, rng), rows=rng.integers(2, 5), fill=(1.2, 0.45), jitter=0.2, grain=0.2)
+    stripes = Look(coat, pick(CLOTHES, rng), rows=rng.integers(2, 5), fill=(1.2, 0.45), jitter=0.2, grain=0.2)
     step = 0.16 * l
     trousers = {"all": Look(legs, grain=0.2)}
     wide = min(w, 0.5 * h)
@@ -200,10 +200,10 @@ def _person(w, l, h, rng):
         frustum((-0.3 * l, -0.02 * l, -0.5 * wide, -0.38 * wide), (-0.12 * l, 0.1 * l, -0.5 * wide, -0.38 * wide),
                 (-0.06 * h, 0.31 * h), {"all": Look(coat)}),
         ball((0, 0, 0.43 * h), (0.066 * h, 0.056 * h, 0.07 * h), Look(skin)),
-        ball((-0.01 * h, 0, 0.455 * h), (0.066 * h, 0.06 * h, 0.045 * h), Look(_pick(PAINTS * 0.45, rng))),
+        ball((-0.01 * h, 0, 0.455 * h), (0.066 * h, 0.06 * h, 0.045 * h), Look(pick(PAINTS * 0.45, rng))),
     ]  # fmt: skip
     if rng.random() < 0.4:
-        bag = _pick(CLOTHES, rng)
+        bag = pick(CLOTHES, rng)
         parts.append(box((-0.34 * l, -0.17 * l), (-0.2 * wide, 0.2 * wide), (0.05 * h, 0.3 * h), Look(bag, grain=0.2)))
     return parts
 
@@ -228,7 +228,7 @@ def _barrier(w, l, h, rng):
 
 
 def _crate(w, l, h, rng):
-    look = Look(_pick(CLOTHES, rng), _pick(PAINTS, rng), columns=3, rows=2, fill=(0.7, 0.6), jitter=0.4)
+    look = Look(pick(CLOTHES, rng), pick(PAINTS, rng), columns=3, rows=2, fill=(0.7, 0.6), jitter=0.4)
     return [box((-l / 2, l / 2), (-w / 2, w / 2), (-h / 2, h / 2), look)]
 
 
@@ -259,7 +259,7 @@ _BUILDERS = {
 def building(width: float, depth: float, height: float, seed: int) -> Body:
     """A house on the ground, shops below and windows above. `depth` runs along x, `width` along y."""
     rng = np.random.default_rng([seed, 11])
-    wall, trim = _pick(WALLS, rng), _pick(WALLS, rng)
+    wall, trim = pick(WALLS, rng), pick(WALLS, rng)
     pitch, floor, shop = rng.uniform(2.0, 3.6), rng.uniform(2.9, 3.6), rng.uniform(3.6, 4.4)
     fill = (rng.uniform(0.4, 0.8), rng.uniform(0.45, 0.7))
     glass = tuple(np.array([0.20, 0.25, 0.31]) * rng.uniform(0.6, 1.5))
@@ -292,38 +292,14 @@ def building(width: float, depth: float, height: float, seed: int) -> Body:
 
 
 def tree(height: float, seed: int) -> Body:
+    """A tree whose leaves begin above 0.42 of its height."""
     rng = np.random.default_rng([seed, 13])
     green = tuple(np.array([0.20, 0.34, 0.12]) * rng.uniform(0.7, 1.25, 3))
     leaves = Look(green, tuple(1.3 * c for c in green), 13, 13, (0.7, 0.7), jitter=0.6, hue=0.08, grain=0.75)
     trunk = Look((0.30, 0.23, 0.17), (0.22, 0.17, 0.12), columns=3, rows=12, fill=(0.6, 0.8), jitter=0.4, grain=0.3)
-    spread = 0.24 * height
+    spread = 0.2 * height
     parts = [cylinder(2, (0, 0, -0.25 * height), 0.035 * height + 0.04, 0.5 * height, trunk, sides=8)]
-    for centre in ((0, 0, 0.24), (0.5, 0.3, 0.06), (-0.45, 0.4, 0.10), (0.1, -0.55, 0.04)):
+    for centre in ((0, 0, 0.30), (0.5, 0.3, 0.16), (-0.45, 0.4, 0.20), (0.1, -0.55, 0.14)):
         middle = np.array([centre[0] * spread, centre[1] * spread, centre[2] * height]) + rng.normal(0, 0.1, 3)
         parts.append(ball(middle, spread * rng.uniform([0.7, 0.7, 0.6], [0.95, 0.95, 0.8]), leaves))
     return Body(parts, (2.2 * spread, 2.2 * spread, height))
-
-
-def lamp_post(height: float, seed: int) -> Body:
-    """A street lamp; its arm reaches along +x."""
-    sign = Look((0.12, 0.25, 0.55), (0.9, 0.9, 0.9), columns=4, rows=2, fill=(0.6, 0.5), jitter=0.9, hue=0.4)
-    rng = np.random.default_rng([seed, 17])
-    parts = [
-        cylinder(2, (0, 0, 0), 0.09, height, Look((0.30, 0.32, 0.33)), sides=8),
-        box((0, 1.6), (-0.05, 0.05), (height / 2 - 0.12, height / 2 - 0.02), Look((0.30, 0.32, 0.33))),
-        box((1.1, 1.8), (-0.12, 0.12), (height / 2 - 0.2, height / 2 - 0.1), Look((0.85, 0.85, 0.80))),
-    ]
-    if rng.random() < 0.6:
-        z = 2.6 - height / 2
-        parts.append(box((0.08, 0.12), (-0.45, 0.45), (z, z + 0.6), sign))
-    return Body(parts, (0.9, 3.6, height))
-
-
-def billboard(width: float, seed: int) -> Body:
-    """A hoarding with a picture no other one has, facing ±x, 4 m tall."""
-    rng = np.random.default_rng([seed, 19])
-    picture = Look(_pick(PAINTS, rng), _pick(CLOTHES, rng), 10, 5, (1.2, 1.2), jitter=0.6, hue=0.9)
-    parts = [cylinder(2, (0, side * 0.4 * width, -1.0), 0.1, 2.0, Look(STEEL), sides=6) for side in (-1, 1)] + [
-        box((-0.1, 0.1), (-width / 2, width / 2), (0.0, 2.0), {"front": picture, "back": picture, "all": Look(STEEL)})
-    ]
-    return Body(parts, (width, 0.3, 4.0))

@@ -40,11 +40,14 @@ class Solid:
     cells: np.ndarray = field(init=False)  # (F, 2) metres
 
     def __post_init__(self):
-        level = np.cross([0.0, 0.0, 1.0], self.normals)
-        length = np.linalg.norm(level, axis=1, keepdims=True)
-        level = np.where(length > 1e-6, level / np.maximum(length, 1e-6), [0.0, 1.0, 0.0])
-        self.tangents = np.stack([level, np.cross(self.normals, level)], axis=1)
-        along = np.einsum("fij,vj->fiv", self.tangents, self.vertices)
+        x, y, z = self.normals.T
+        length = np.hypot(x, y)
+        steep, scale = length > 1e-6, np.maximum(length, 1e-6)
+        across, ahead = np.where(steep, -y / scale, 0.0), np.where(steep, x / scale, 1.0)  # vertical × normal
+        self.tangents = np.empty((len(x), 2, 3))
+        self.tangents[:, 0] = np.stack([across, ahead, np.zeros(len(x))], axis=1)
+        self.tangents[:, 1] = np.stack([-z * ahead, z * across, x * ahead - y * across], axis=1)  # normal × level
+        along = self.tangents @ self.vertices.T
         on_face = np.abs(self.normals @ self.vertices.T - self.offsets[:, None]) < 1e-6
         on_face |= ~on_face.any(axis=1, keepdims=True)  # the vertices of a ball only bound it
         low = np.where(on_face[:, None], along, np.inf).min(axis=2)

@@ -1,12 +1,15 @@
-"""The thirteen tables of a generated world. Tokens are md5 sums of (seed, table, key), so they can be made again."""
+"""The thirteen tables of a generated world. Tokens are md5 sums of (seed, table, key), so they can be made again.
+
+The rows of `log` have a field that nuScenes lacks: `town`, the name of the town the scene drives through.
+"""
 
 import hashlib
 from functools import partial
 
 import numpy as np
 
-from .poses import to_quaternion
-from .scene import PERIOD, TOWNS, Scene
+from ...modules.poses import to_quaternion
+from .scene import Scene
 from .sensors import EGO_T_LIDAR, EXPOSURE, LIDAR, Camera, box_of, near
 
 PLACES = ("singapore-onenorth", "boston-seaport", "singapore-queenstown", "singapore-hollandvillage")
@@ -27,8 +30,6 @@ ATTRIBUTES = (
 )  # fmt: skip
 LEVELS = (("1", "v0-40", 0.4), ("2", "v40-60", 0.6), ("3", "v60-80", 0.8), ("4", "v80-100", 2.0))
 
-assert len(PLACES) == TOWNS
-
 
 def make_token(seed: int, table: str, key) -> str:
     return hashlib.md5(f"{seed}/{table}/{key}".encode()).hexdigest()
@@ -38,24 +39,19 @@ def scene_name(index: int) -> str:
     return f"world-{index:04d}"
 
 
-def is_validation(index: int) -> bool:
-    """Every fifth scene from the second on, whatever their number."""
-    return index % 5 == 1
-
-
 def microseconds(scene: int, t: float) -> int:
     return EPOCH + scene * SCENE_APART + round(t * 1e6)
 
 
-def shots(cameras: list[Camera], samples: int, sweeps: int):
+def shots(cameras: list[Camera], samples: int, period: float, sweeps: int):
     """What the sensors record in a scene, in order: (sample, channel, seconds, whether it is a key frame)."""
     for k in range(samples):
         for camera in cameras:
-            yield k, camera.name, k * PERIOD + EXPOSURE[camera.name], True
-        yield k, LIDAR, k * PERIOD, True
+            yield k, camera.name, k * period + EXPOSURE[camera.name], True
+        yield k, LIDAR, k * period, True
         if k + 1 < samples:
             for j in range(1, sweeps + 1):
-                yield k, LIDAR, k * PERIOD + j * PERIOD / (sweeps + 1), False
+                yield k, LIDAR, k * period + j * period / (sweeps + 1), False
 
 
 def file_name(seed: int, scene: int, channel: str, t: float, key_frame: bool) -> str:
@@ -73,8 +69,8 @@ def depth_name(image: str) -> str:
 class Tables:
     """Builds the rows, scene by scene; `rows[table]` is what is written to `table.json`."""
 
-    def __init__(self, seed: int, cameras: list[Camera], samples: int, sweeps: int):
-        self.seed, self.cameras, self.samples, self.sweeps = seed, cameras, samples, sweeps
+    def __init__(self, seed: int, cameras: list[Camera], samples: int, period: float, sweeps: int):
+        self.seed, self.cameras, self.samples, self.period, self.sweeps = seed, cameras, samples, period, sweeps
         self.token = partial(make_token, seed)
         token = self.token
         named = {"category": CATEGORIES, "attribute": ATTRIBUTES}
@@ -111,6 +107,7 @@ class Tables:
                 "vehicle": VEHICLE,
                 "date_captured": "2020-09-13",
                 "location": PLACES[scene.place],
+                "town": scene.town_name,
             }
         )
         names = [token("sample", (index, k)) for k in range(self.samples)]
@@ -122,11 +119,11 @@ class Tables:
                 "first_sample_token": names[0],
                 "last_sample_token": names[-1],
                 "name": scene_name(index),
-                "description": f"Generated drive {index} in town {scene.place}",
+                "description": f"Generated drive {index} through town {scene.town_name}",
             }
         )
         rows = [
-            {"token": name, "timestamp": microseconds(index, k * PERIOD), "scene_token": token("scene", index)}
+            {"token": name, "timestamp": microseconds(index, k * self.period), "scene_token": token("scene", index)}
             for k, name in enumerate(names)
         ]
         self.rows["sample"] += _chain(rows)
@@ -149,7 +146,7 @@ class Tables:
     def _add_sample_data(self, scene, names):
         index, by_channel = scene.index, {}
         sizes = {camera.name: (camera.width, camera.height) for camera in self.cameras}
-        for k, channel, t, key_frame in shots(self.cameras, self.samples, self.sweeps):
+        for k, channel, t, key_frame in shots(self.cameras, self.samples, self.period, self.sweeps):
             time = microseconds(index, t)
             name = self.token("sample_data", (index, channel, time))
             width, height = sizes.get(channel, (0, 0))
@@ -178,13 +175,13 @@ class Tables:
             seen = [
                 k
                 for k, count in enumerate(counts)
-                if count["lidar"][number] + count["visible"][number] > 0 and near(scene, actor, k * PERIOD)
+                if count["lidar"][number] + count["visible"][number] > 0 and near(scene, actor, k * self.period)
             ]
             if not seen:
                 continue
             rows = []
             for k in range(seen[0], seen[-1] + 1):
-                attribute = actor.attribute(k * PERIOD)
+                attribute = actor.attribute(k * self.period)
                 rows.append(
                     {
                         "token": token("sample_annotation", (index, number, k)),
@@ -192,7 +189,7 @@ class Tables:
                         "instance_token": token("instance", (index, number)),
                         "visibility_token": _visibility(counts[k]["visible"][number], counts[k]["alone"][number]),
                         "attribute_tokens": [token("attribute", attribute)] if attribute else [],
-                        **box_of(actor, k * PERIOD),
+                        **box_of(actor, k * self.period),
                         "num_lidar_pts": int(counts[k]["lidar"][number]),
                         "num_radar_pts": 0,
                     }

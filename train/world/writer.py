@@ -4,51 +4,64 @@ import json
 import os
 import shutil
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from .expansion import map_expansion, map_mask
-from .scene import TOWNS, Scene
+from .processes import run_tasks
+from .records import markings_record
+from .scene import Scene, is_validation
 from .sensors import LIDAR, Camera, count_points, default_cameras, photograph, scan
-from .tables import PLACES, Tables, depth_name, file_name, is_validation, make_token, scene_name, shots
-from .town import build_town
+from .summary import summarise
+from .tables import PLACES, Tables, depth_name, file_name, make_token, scene_name, shots
+from .town import STYLES
 
 VERSION = "v1.0-mini"  # the devkit's default, so that every tool for nuScenes opens a world as it is
-CHUNK = 5  # samples a process renders at a time
+LONGEST = 120.0  # seconds
+CHUNK = 3  # samples a process renders at a time
 
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """What is made. Scene n depends on `seed`, n and `samples`, not on how many scenes there are."""
+    """What is made. Scene n depends on n and on all of these but `scenes`, not on how many scenes there are."""
 
     seed: int = 0
     scenes: int = 5
-    samples: int = 20  # key frames in a scene, two a second
+    samples: int = 20  # key frames in a scene
+    period: float = 0.5  # seconds between key frames
     width: int = 704  # of the pictures, pixels; 16:9
     sweeps: int = 1  # LiDAR scans between two key frames
+    town: str = "streets"  # or parking
 
     def __post_init__(self):
-        bounds = {"seed": (0, 2**31), "scenes": (1, 10_000), "samples": (1, 400), "width": (64, 3840), "sweeps": (0, 9)}
+        if self.town not in STYLES:
+            raise ValueError(f"town is {self.town!r}; needs one of {', '.join(STYLES)}")
+        bounds = {
+            "seed": (0, 2**31), "scenes": (1, 400), "samples": (1, 2000), "period": (0.1, 2.0), "width": (64, 3840),
+            "sweeps": (0, 9),
+        }  # fmt: skip
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; needs {low} to {high}")
         if self.width % 16:
             raise ValueError(f"width is {self.width}; needs a multiple of 16, so that 16:9 comes out whole")
+        if self.samples * self.period > LONGEST:
+            lasts = f"{self.samples} samples every {self.period} s are {self.samples * self.period:.0f} s"
+            raise ValueError(f"{lasts}; a scene can last {LONGEST:.0f} s at most")
 
 
 def make_world(out: str | Path, settings: WorldSettings = WorldSettings(), workers: int = 2, progress=None) -> None:
     """Writes a generated world in nuScenes format to a folder that does not exist yet, or is empty.
 
     The folder has the thirteen tables and `splits.json` (world_train, world_val, world_all) in `v1.0-mini/`, pictures
-    and LiDAR scans in `samples/` and `sweeps/`, maps in `maps/`, and depth of every picture in `depth/` (see
-    `read_depth`). The same settings give the same bytes.
+    and LiDAR scans in `samples/` and `sweeps/`, maps in `maps/` (`expansion/` as nuScenes has it, `markings/` with what
+    nuScenes lacks: see `records`), depth of every picture in `depth/` (see `read_depth`), and `summary.json`. The same
+    settings give the same bytes. Each scene has a town of its own, and towns of validation lie on a map of their own.
 
     Args:
         out: the folder to make.
@@ -62,14 +75,15 @@ def make_world(out: str | Path, settings: WorldSettings = WorldSettings(), worke
     with fresh_folder(out) as folder:
         cameras = default_cameras(settings.width)
         counts = _render(folder, settings, cameras, workers, progress)
-        tables = Tables(settings.seed, cameras, settings.samples, settings.sweeps)
+        tables = Tables(settings.seed, cameras, settings.samples, settings.period, settings.sweeps)
         places = {}
         for index in range(settings.scenes):
-            tables.add_scene(_scene(settings, index), counts[index])
-            places.setdefault(index % TOWNS, []).append(index)
+            scene = _scene(settings, index)
+            tables.add_scene(scene, counts[index])
+            places.setdefault(scene.place, []).append(scene)
         for place, scenes in places.items():
-            tables.add_map(place, scenes)
-            _write_map(folder, settings, place, tables.rows["map"][-1]["filename"])
+            tables.add_map(place, [scene.index for scene in scenes])
+            _write_map(folder, settings, place, scenes, tables.rows["map"][-1]["filename"])
         names = {index: scene_name(index) for index in range(settings.scenes)}
         splits = {
             "world_train": [name for index, name in names.items() if not is_validation(index)],
@@ -78,6 +92,7 @@ def make_world(out: str | Path, settings: WorldSettings = WorldSettings(), worke
         }
         for table, rows in {**tables.rows, "splits": splits}.items():
             write_json(folder / VERSION / f"{table}.json", rows)
+        write_json(folder / "summary.json", {"settings": asdict(settings), **summarise(folder, VERSION)})
 
 
 @contextmanager
@@ -101,43 +116,24 @@ def write_json(path: Path, content) -> None:
     path.write_text(json.dumps(content))
 
 
-def run_tasks(function, tasks: list[tuple], workers: int):
-    """Yields (task number, result) as the tasks are done, in `workers` processes or, for 0, in this one."""
-    if workers == 0:
-        yield from ((i, function(*task)) for i, task in enumerate(tasks))
-        return
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(function, *task): i for i, task in enumerate(tasks)}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 def _render(folder, settings, cameras, workers, progress):
     chunks = [
         (index, range(first, min(first + CHUNK, settings.samples)))
         for index in range(settings.scenes)
         for first in range(0, settings.samples, CHUNK)
     ]
-    counts = [[None] * settings.samples for _ in range(settings.scenes)]
-    done = 0
     tasks = [(folder, settings, cameras, index, samples) for index, samples in chunks]
-    for number, results in run_tasks(_render_chunk, tasks, workers):
-        index, samples = chunks[number]
-        for k, result in zip(samples, results):
-            counts[index][k] = result
-        done += len(samples)
-        if progress:
-            progress(done, settings.scenes * settings.samples)
+    results = run_tasks(_render_chunk, tasks, workers, progress, [len(samples) for _, samples in chunks])
+    counts = [[None] * settings.samples for _ in range(settings.scenes)]
+    for (index, samples), result in zip(chunks, results):
+        for k, count in zip(samples, result):
+            counts[index][k] = count
     return counts
 
 
 @lru_cache(maxsize=2)
 def _scene(settings: WorldSettings, index: int) -> Scene:
-    return Scene(settings.seed, index, settings.samples)
+    return Scene(settings.seed, index, settings.samples, settings.period, settings.town)
 
 
 def _render_chunk(folder: Path, settings: WorldSettings, cameras: list[Camera], index: int, samples: range):
@@ -146,7 +142,7 @@ def _render_chunk(folder: Path, settings: WorldSettings, cameras: list[Camera], 
     by_name = {camera.name: camera for camera in cameras}
     actors = len(scene.actors)
     counts = {k: {name: np.zeros(actors, dtype=np.int64) for name in ("lidar", "visible", "alone")} for k in samples}
-    for k, channel, t, key_frame in shots(cameras, settings.samples, settings.sweeps):
+    for k, channel, t, key_frame in shots(cameras, settings.samples, settings.period, settings.sweeps):
         if k not in samples:
             continue
         name = file_name(settings.seed, index, channel, t, key_frame)
@@ -161,12 +157,12 @@ def _render_chunk(folder: Path, settings: WorldSettings, cameras: list[Camera], 
     return list(counts.values())
 
 
-def _write_map(folder, settings, place, mask_name):
-    town = build_town(settings.seed, place)
+def _write_map(folder, settings, place, scenes, mask_name):
     (folder / "maps").mkdir(exist_ok=True)
-    map_mask(town).save(folder / mask_name, compress_level=1)
+    map_mask(scenes).save(folder / mask_name, compress_level=1)
 
     def token(kind, key):
         return make_token(settings.seed, f"map/{place}/{kind}", key)
 
-    write_json(folder / "maps" / "expansion" / f"{PLACES[place]}.json", map_expansion(town, token))
+    write_json(folder / "maps" / "expansion" / f"{PLACES[place]}.json", map_expansion(scenes, token))
+    write_json(folder / "maps" / "markings" / f"{PLACES[place]}.json", markings_record(scenes))

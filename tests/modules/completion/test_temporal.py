@@ -234,7 +234,7 @@ def test_bad_input(frames, change, error, message):
 def test_bad_settings():
     for settings, message in [
         (dict(topology="neighbors"), "no topology 'neighbors'; choose one of global, neighbours"),
-        (dict(heads=5), "channels is 32, needs a multiple of heads"),
+        (dict(heads=5), "heads is 5, needs to divide the 32 channels"),
         (dict(kv_downsample=0), "kv_downsample is 0"),
         (dict(queue_length=0), "length is 0"),
         (dict(topology="neighbours", cameras=("CAM_FRONT", "CAM_TOP")), "CAM_TOP|CAM_FRONT_LEFT"),

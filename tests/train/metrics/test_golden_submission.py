@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from rigfuse.modules.poses import from_row
 from rigfuse.train.metrics.submission import CLASS_RANGES, result_rows
-from rigfuse.train.world.poses import from_row
 from support.golden import golden_sets
 
 SETS = golden_sets("submission_format")

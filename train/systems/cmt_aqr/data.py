@@ -10,6 +10,7 @@ import torch
 from ....modules.detection.batch import DetectionInput
 from ....modules.detection.boxes import DETECTION_CLASSES
 from ....modules.maps_layout import POINT_RANGE
+from ....modules.settings import Count, NonNegative, Positive, Share
 from ...data.bev import BevAugmentation
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
 from ...data.images import BadFile, normalised
@@ -22,16 +23,25 @@ _UNCHANGED = BevAugmentation()
 class DetectionConfig(DatasetConfig):
     """Settings of key frames: how many scans they have, and what training does to them. See `DatasetConfig` too."""
 
-    image_size: tuple[int, int] = (320, 800)  # height, width
-    sweeps: int = 10  # LiDAR scans put together, the key frame's own included
+    image_size: tuple[Count, Count] = (320, 800)  # height, width
+    sweeps: Count = 10  # LiDAR scans put together, the key frame's own included
     point_range: tuple[float, float, float, float, float, float] = POINT_RANGE  # lows, then highs, metres
-    resize: tuple[float, float] = (0.94, 1.25)
-    bev_rotation: float = 0.3925  # radians about z, drawn from ±bev_rotation
-    bev_scale: tuple[float, float] = (0.95, 1.05)
+    resize: tuple[Positive, Positive] = (0.94, 1.25)
+    bev_rotation: NonNegative = 0.3925  # radians about z, drawn from ±bev_rotation
+    bev_scale: tuple[Positive, Positive] = (0.95, 1.05)
     bev_flip: bool = True  # mirror x in half of the samples, and y in half
     cbgs: bool = True  # class-balanced resampling
-    p_no_image: float = 0.25  # share of the samples whose images are made black …
-    p_no_lidar: float = 0.25  # … and of those, never the same, that lose their points
+    p_no_image: Share = 0.25  # share of the samples whose images are made black …
+    p_no_lidar: Share = 0.25  # … and of those, never the same, that lose their points
+
+    def validate(self) -> None:
+        super().validate()
+        if self.bev_scale[0] > self.bev_scale[1]:
+            raise ValueError(f"bev_scale is {self.bev_scale}, needs to rise")
+        if not all(low < high for low, high in zip(self.point_range[:3], self.point_range[3:])):
+            raise ValueError(f"point_range is {self.point_range}, needs the lows of x, y, z, then higher highs")
+        if self.p_no_image + self.p_no_lidar > 1:
+            raise ValueError(f"p_no_image + p_no_lidar is {self.p_no_image + self.p_no_lidar:g}, needs at most 1")
 
 
 @dataclass

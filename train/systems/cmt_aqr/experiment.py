@@ -11,7 +11,7 @@ from ....modules.detection.boxes import decode
 from ...config import Experiment
 from ...data.splits import split_names
 from ...distributed import sum_over_ranks
-from ...metrics.detection import evaluate_detection
+from ...metrics.detection import FIGURES, evaluate_detection
 from .data import DetectionBatch, DetectionConfig, build_detection, collate
 
 
@@ -27,6 +27,9 @@ class DetectionExperiment(Experiment):
 
     def build_model(self) -> CmtAqr:
         return self.model.build(self.data.image_size, self.data.point_range)
+
+    def figure_names(self) -> tuple[str, ...]:
+        return FIGURES
 
     def build_data(self):
         return build_detection(self.data, self.run.seed)

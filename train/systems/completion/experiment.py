@@ -9,6 +9,8 @@ import torch.distributed as dist
 
 from ....modules.completion.cascade import CascadeConfig, CompletionCascade
 from ....modules.rig import NUSCENES_CAMERAS
+from ....modules.settings import Count
+from ...command_line import nearest
 from ...config import Experiment
 from ...data.windows import WindowBatch, WindowConfig, Windows, build_windows, collate
 from .baselines import training_mean
@@ -26,7 +28,13 @@ class CompletionExperiment(Experiment):
     )
     metric: str = "relative_l2"
     evaluate_without: tuple[str, ...] = NUSCENES_CAMERAS  # cameras that are dropped, one after another
-    constant_samples: int = 256  # training samples whose mean is the constant that completion is judged by
+    constant_samples: Count = 256  # training samples whose mean is the constant that completion is judged by
+
+    def validate(self) -> None:
+        """ValueError for a camera that no rig of nuScenes has."""
+        for camera in self.evaluate_without:
+            if camera not in NUSCENES_CAMERAS:
+                raise ValueError(f"evaluate_without has {camera!r}{nearest(camera, NUSCENES_CAMERAS)}")
 
     def build_model(self) -> CompletionCascade:
         return self.model.build()

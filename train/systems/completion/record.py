@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ....modules.completion.cascade import CompletionCascade
+from ...claims import ACCURACY, FAILS, HOLDS, RUN_MEMORY, RUN_SPEED
 from ...record import RecordOptions, Run, by_config, markdown, spread
 from . import pictures
 from .evaluate import BASELINES, Score, evaluate_completion, scenarios
@@ -21,7 +22,6 @@ FIGURES = dict(
     corridor_relative_l2="Relative L2 error in the ego's corridor",
     cosine="Cosine similarity",
 )
-SPEED, MEMORY, ACCURACY = 1.2, 0.7, 0.01  # what the documents expect of a whole run, V2 against V1
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def verdicts(groups: dict[str, list[CompletionRun]]) -> list[list[str]]:
             / statistics.mean(getattr(run, what) for run in groups[v1])
             for what in ("speed", "memory")
         )
-        rows.append([f"{v2}: speed of a whole run +20 to +40 %", f"× {speed:.2f}", _verdict(speed >= SPEED)])
-        rows.append([f"{v2}: memory of a whole run −30 to −50 %", f"× {memory:.2f}", _verdict(memory <= MEMORY)])
+        rows.append([f"{v2}: {RUN_SPEED.text}, a whole run", f"× {speed:.2f}", RUN_SPEED.verdict(speed)])
+        rows.append([f"{v2}: {RUN_MEMORY.text}, a whole run", f"× {memory:.2f}", RUN_MEMORY.verdict(memory)])
         rows.append([f"{v2}: completion as good as V1's", *_as_good(groups[v1], groups[v2])])
     return rows
 
@@ -162,8 +162,4 @@ def _as_good(v1: Sequence[CompletionRun], v2: Sequence[CompletionRun]) -> tuple[
     noise = statistics.stdev(errors[0]) if len(errors[0]) > 1 else 0.0
     allowed = max(ACCURACY * statistics.mean(errors[0]), 2 * noise)
     text = f"relative L2 {spread(errors[1])} against {spread(errors[0])}, {difference:+.4f} (allowed ± {allowed:.4f})"
-    return text, _verdict(difference <= allowed)
-
-
-def _verdict(holds: bool) -> str:
-    return "holds" if holds else "does not hold"
+    return text, HOLDS if difference <= allowed else FAILS

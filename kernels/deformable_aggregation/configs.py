@@ -1,0 +1,33 @@
+"""Tile sizes and warps, as pure functions of the architecture and the shapes."""
+
+_PROGRAMS = 1024  # enough for every multiprocessor of today's GPUs; fewer anchors share their samples out
+
+
+def _power(size: int, largest: int) -> int:
+    return min(largest, 1 << max(size - 1, 0).bit_length())
+
+
+def forward(anchors: int, samples: int, channels: int, channels_last: bool) -> dict[str, int]:
+    """anchors: of the whole batch; samples: points times cameras of an anchor. `SPLITS` programs share an anchor.
+
+    Two warps read four corners 16 bytes a thread; where channels are apart in memory that takes too many registers.
+    """
+    block_e = 64
+    splits = max(1, min(_PROGRAMS // max(anchors, 1), -(-samples // block_e)))
+    return dict(BLOCK_E=block_e, BLOCK_C=_power(channels, 256), SPLITS=splits, num_warps=2 if channels_last else 4)
+
+
+def backward_samples(architecture: str, groups: int, channels: int, channels_last: bool) -> dict[str, int]:
+    """channels: of a group. Fewer warps than here spill on one architecture or another."""
+    block_k = _power(channels, 128)
+    num_warps = 2 if _wide_warps(architecture) else 4 if channels_last else 8
+    return dict(BLOCK_E=64, BLOCK_G=_power(groups, max(1, 256 // block_k)), BLOCK_K=block_k, num_warps=num_warps)
+
+
+def backward_maps(architecture: str, channels: int) -> dict[str, int]:
+    return dict(BLOCK_E=4, BLOCK_C=_power(channels, 256), num_warps=2 if _wide_warps(architecture) else 4)
+
+
+def _wide_warps(architecture: str) -> bool:
+    """A warp of 64 threads, of which half as many read 16 bytes each."""
+    return architecture.startswith("gfx")

@@ -1,0 +1,94 @@
+"""The whole network: images → maps → (completion) → the driving head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...kernels.runtime.nvtx import annotate
+from ..backbones import RESNET50, RESNET_TINY, ResNetFPN
+from ..rig import RigFrame
+from .depth import DepthBranch, DepthConfig
+from .head import DriveOutput, DriveState, HeadConfig
+
+
+@dataclass
+class SparseDriveConfig:
+    resnet: str = "resnet50"  # or "tiny"
+    weights: str | None = None  # a local folder or a hub name with the ResNet's; None = random
+    frozen_stages: int = -1  # of the ResNet, the stem counted; −1 = none
+    norm_eval: bool = False  # its batch norms keep their statistics in training
+    strides: tuple[int, ...] = (4, 8, 16, 32)  # image pixels per cell, of each scale
+    head: HeadConfig = field(default_factory=HeadConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)
+
+    def build(self) -> "SparseDrive":
+        resnets = dict(resnet50=RESNET50, tiny=RESNET_TINY)
+        if self.resnet not in resnets:
+            raise ValueError(f"SparseDriveConfig: resnet is {self.resnet!r}, needs one of {', '.join(resnets)}")
+        backbone = ResNetFPN(
+            resnets[self.resnet],
+            strides=self.strides,
+            channels=self.head.channels,
+            weights=self.weights,
+            frozen_stages=self.frozen_stages,
+            norm_eval=self.norm_eval,
+        )
+        self.head.levels = len(self.strides)
+        return SparseDrive(backbone, self.head.build(), DepthBranch(self.depth, self.head.channels))
+
+
+def tiny() -> SparseDriveConfig:
+    """The same network with smaller numbers: it trains on a two-core machine."""
+    config = SparseDriveConfig(resnet="tiny", strides=(8, 16, 32))
+    head, depth = config.head, config.depth
+    head.channels, head.heads, depth.levels = 64, 4, 2
+    head.detection.anchors, head.detection.kept, head.detection.layers = 120, 60, 3
+    head.lines.anchors, head.lines.kept, head.lines.layers = 24, 8, 3
+    head.lines.heights, head.lines.learned_keypoints = (0.0, 0.5), 1
+    head.motion.layers, head.motion.agents, head.motion.lines = 1, 20, 5
+    return config
+
+
+class SparseDrive(nn.Module):
+    """Images of a moment to a plan, moment after moment.
+
+    Args:
+        backbone: gives one map of the head's channels for each scale.
+        head: see `SparseDriveHead`.
+        depth: the side task.
+    """
+
+    def __init__(self, backbone: ResNetFPN, head: nn.Module, depth: DepthBranch):
+        super().__init__()
+        self.backbone, self.head, self.depth = backbone, head, depth
+
+    def extract(self, images: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
+        """(B, V, 3, H, W), normalised → for each scale (B, V, C, h, w), and the size (H, W) of the images that the maps
+        are of: padded with zeros below and to the right, to a multiple of the coarsest stride."""
+        step = self.backbone.strides[-1]
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % step, 0, -height % step))
+        with annotate("sparse_drive.backbone"):
+            flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            maps = [level.unflatten(0, images.shape[:2]) for level in self.backbone(flat)]
+        return maps, tuple(images.shape[-2:])
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        frame: RigFrame,
+        state: DriveState | None = None,
+        *,
+        visible: torch.Tensor | None = None,
+        ego_status: torch.Tensor | None = None,
+        complete: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None = None,
+    ) -> tuple[DriveOutput, DriveState, list[torch.Tensor]]:
+        """images (B, V, 3, H, W), normalised; the rest as for `SparseDriveHead`. `complete` stands between backbone and
+        head. Returns what the head does, and the maps that the head saw."""
+        maps, size = self.extract(images)
+        if complete is not None:
+            maps = complete(maps)
+        return *self.head(maps, frame, size, state, visible=visible, ego_status=ego_status), maps
