@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from ...kernels.runtime.nvtx import annotate
 from ..attention import check_heads
 from ..backbones import PyramidConfig, ResNetFPN
 from ..camera_dropout import DropoutConfig, RandCamMask
+from ..history import HistoryQueue
 from ..operations import OperationModule
 from ..rig import RigFrame
 from ..settings import Count
@@ -72,8 +75,9 @@ class CompletionCascade(OperationModule):
     """Completes the features of missing cameras; every stage is optional. `backend` is that of all their operations.
 
     The student sees the masked images and carries the gradients. The teacher is the same backbone on the full images,
-    without gradients. With nothing but completion losses keep the backbone frozen: features that may move could agree
-    by becoming constant.
+    without gradients. Unless the backbone takes statistics from its batch, one pass over the full images and one black
+    image serves both, and of the past only those cameras are looked at that help a missing one. With nothing but
+    completion losses keep the backbone frozen: features that may move could agree by becoming constant.
 
     Args:
         backbone: gives one map for each stride.
@@ -104,40 +108,57 @@ class CompletionCascade(OperationModule):
 
     def extract(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Turns images (B, V, 3, H, W) into maps (B, V, C, h, w) for each stride, in channels_last memory format."""
-        maps = self.backbone(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
-        return [x.contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2]) for x in maps]
+        return [x.unflatten(0, images.shape[:2]) for x in self._maps(images.flatten(0, 1))]
 
     def forward(self, window: RigWindow, drop=None) -> CascadeOutput:
         """Completes the present moment of a window.
 
         Args:
-            window: the moments; the history is read from the earlier ones, all of whose cameras are present.
-            drop: cameras to drop now instead of a random draw: names, or a (B, V) bool mask.
+            window: the moments; the history is read from the earlier ones.
+            drop: cameras to drop instead of a random draw, see `RandCamMask.faults`: names or a (B, V) bool mask,
+                missing in the present alone; or a (B, T, V) bool mask.
 
         Returns:
             features, teacher and losses. Losses are absent outside training; `trajectory` is used in training only.
         """
-        present = window.images[:, -1]
-        masked, missing = self.dropout(present, drop)
+        missing = self.dropout.faults(*window.images.shape[:2], drop).cpu()  # (B, T, V)
+        now = missing[:, -1]
         with annotate("backbone"):
-            original = self.extract(masked)
-            with torch.no_grad():
-                teacher = self.extract(present)
-                earlier = window.images[:, :-1].unbind(1) if self.temporal is not None else ()
-                history = [self.extract(images)[self.temporal_scale] for images in earlier]
+            original, teacher = self._see(window.images[:, -1], now)
+            history = None if self.temporal is None else self._remember(window, missing, original)
+        now = now.to(window.images.device)
         trajectory = self._with_dropout(window.trajectory) if self.training else None
         features, importance, losses = self.complete(
-            original, history, missing, window.frames, trajectory=trajectory, teacher=teacher
+            original, now, window.frames[-1], history, trajectory=trajectory, teacher=teacher
         )
         if self.training:
-            losses = {**losses, **consistency_losses(features, teacher, missing, importance)}
-        return CascadeOutput(features, original, missing, teacher, importance, losses)
+            losses = {**losses, **consistency_losses(features, teacher, now, importance)}
+        return CascadeOutput(features, original, now, teacher, importance, losses)
 
-    def _with_dropout(self, trajectory):
-        if trajectory is None:
-            return None
-        dropped = torch.rand(len(trajectory), dtype=torch.float32) < self.trajectory_dropout
-        return trajectory.masked_fill(dropped.to(trajectory.device)[:, None, None], torch.nan)
+    def stream(self, images: torch.Tensor, missing: torch.Tensor, frame: RigFrame) -> list[torch.Tensor]:
+        """Completes the present moment of a rig that is running, with one pass of the backbone.
+
+        Call it once per moment, in temporal order, in evaluation. The past is carried in the history of stage 1
+        (`temporal.history`), which forgets it for each sample at a scene change, after a gap, or when time runs
+        backwards; `temporal.reset_history()` forgets all. The result is that of `forward` on a window of the moments
+        that the history holds.
+
+        Args:
+            images: (B, V, 3, H, W), normalised; those of missing cameras are not read.
+            missing: (B, V) bool.
+            frame: the rig at this moment.
+
+        Returns:
+            for each stride (B, V, C, h, w), completed.
+        """
+        missing = missing.cpu()
+        with annotate("backbone"):
+            features = self._fill(images, missing)
+        missing, history = missing.to(images.device), None if self.temporal is None else self.temporal.history
+        completed, _, _ = self.complete(features, missing, frame, history)
+        if history is not None:
+            history.push(features[self.temporal_scale], missing, frame)
+        return completed
 
     @property
     def temporal_scale(self) -> int:
@@ -147,11 +168,10 @@ class CompletionCascade(OperationModule):
     def complete(
         self,
         original: list[torch.Tensor],
-        history: list[torch.Tensor],
         missing: torch.Tensor,
-        frames: list[RigFrame],
+        frame: RigFrame,
+        history: HistoryQueue | None = None,
         *,
-        history_missing: torch.Tensor | None = None,
         trajectory: torch.Tensor | None = None,
         teacher: list[torch.Tensor] | None = None,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None, dict[str, torch.Tensor]]:
@@ -159,37 +179,101 @@ class CompletionCascade(OperationModule):
 
         Args:
             original: for each scale (B, V, C, H, W).
-            history: of the earlier moments, oldest first, the scale that stage 1 completes.
             missing: (B, V) bool.
-            frames: of the earlier moments and the present.
-            history_missing: (T, B, V) bool, cameras that were missing then; None = nobody.
+            frame: the rig at this moment.
+            history: earlier moments at the scale that stage 1 completes; what cannot be the past of `frame` is
+                forgotten. Needed with stage 1.
             trajectory: (B, F, 2) metres in the present ego frame.
             teacher: the VAE's target.
 
         Returns:
             features, the trajectory's importance on each scale or None, and the VAE's losses.
         """
-        features, helped = self._temporal(original, history, missing, frames, history_missing)
+        features, helped = original, torch.zeros_like(missing)
+        if self.temporal is not None:
+            scale = self.temporal_scale
+            completed, helped = self.temporal.complete(original[scale], missing, frame, history)
+            features = [*original[:scale], completed, *original[scale + 1 :]]
         losses, importance = {}, None
         if self.vae is not None and self.training:
             replace = missing & ~helped.any(dim=1, keepdim=True)
             features, losses = self.vae(features, replace, teacher)
         if self.planning is not None:
-            features, importance = self.planning(features, missing, frames[-1], trajectory)
+            features, importance = self.planning(features, missing, frame, trajectory)
         return features, importance, losses
 
-    def _temporal(self, features, history, missing, frames, history_missing):
-        if self.temporal is None:
-            return features, torch.zeros_like(missing)
-        self.temporal.reset_history()
-        if history_missing is None:
-            history_missing = missing.new_zeros(len(history), *missing.shape)
-        with torch.no_grad():
-            for past, absent, frame in zip(history, history_missing, frames):
-                self.temporal.history.push(past, absent, frame)
-        scale = self.temporal_scale
-        completed, helped = self.temporal.complete(features[scale], missing, frames[-1])
-        return [*features[:scale], completed, *features[scale + 1 :]], helped
+    # ---- the backbone
+
+    def _maps(self, images):
+        """Images (N, 3, H, W) → maps (N, C, h, w) for each stride, in channels_last memory format."""
+        maps = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        return [x.contiguous(memory_format=torch.channels_last) for x in maps]
+
+    def _one_pass(self) -> bool:
+        """Whether an image's maps depend on that image alone, so that it does not matter what it is processed with."""
+        return not any(
+            isinstance(module, _BatchNorm | _DropoutNd) and module.training for module in self.backbone.modules()
+        )
+
+    def _black(self, images):
+        """The maps (1, 1, C, h, w) of one black image of this size: what the backbone sees of any missing camera."""
+        return self.extract(images.new_zeros(1, 1, *images.shape[2:]))
+
+    def _see(self, images, missing):
+        """What the backbone makes of the masked images, and of the full ones without gradients, (B, V, C, h, w) each;
+        missing is on the CPU.
+
+        Both differ in the missing cameras alone, and there the masked one is the same black image each time. So one
+        pass over the full images serves both, where an image does not depend on the others of its batch.
+        """
+        if not self._one_pass():
+            original = self.extract(self.dropout(images, missing)[0])
+            with torch.no_grad():
+                return original, self.extract(images)
+        full = self.extract(images)
+        teacher = [x.detach() for x in full]
+        if not missing.any():
+            return full, teacher
+        absent = missing.to(images.device)[:, :, None, None, None]
+        return [torch.where(absent, dark, x) for dark, x in zip(self._black(images), full)], teacher
+
+    def _fill(self, images, missing):
+        """What the backbone makes of the present images; black where a camera is missing. missing is on the CPU."""
+        if not missing.any():
+            return self.extract(images)
+        filled = [dark.expand(*missing.shape, -1, -1, -1).clone() for dark in self._black(images)]
+        return _put(filled, ~missing, self._maps, images)
+
+    @torch.no_grad()
+    def _remember(self, window, missing, original):
+        """The earlier moments as stage 1 may read them: of each sample the cameras that help a missing one."""
+        history, scale, present = self.temporal.new_history(), self.temporal_scale, len(window.frames) - 1
+        helpful = self.temporal.helpful(missing[:, -1])
+        first = max(present - history.length, 0) if helpful.any() else present
+        for step in range(first, present):
+            images, read = window.images[:, step], helpful & ~missing[:, step]
+            if self._one_pass():
+                nothing = torch.zeros_like(original[scale])
+                (maps,) = _put([nothing], read, lambda chosen: [self._maps(chosen)[scale]], images)
+            else:
+                maps = self.extract(images)[scale]
+            history.push(maps, ~read, window.frames[step])
+        return history
+
+    def _with_dropout(self, trajectory):
+        if trajectory is None:
+            return None
+        dropped = torch.rand(len(trajectory), dtype=torch.float32) < self.trajectory_dropout
+        return trajectory.masked_fill(dropped.to(trajectory.device)[:, None, None], torch.nan)
+
+
+def _put(filled, chosen, backbone, images):
+    """Writes the maps of the chosen (B, V) images into those that lie there, in place."""
+    if chosen.any():
+        index = chosen.nonzero().to(images.device).unbind(1)
+        for maps, x in zip(filled, backbone(images[index])):
+            maps[index] = x.to(maps.dtype)
+    return filled
 
 
 def consistency_losses(

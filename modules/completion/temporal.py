@@ -29,10 +29,7 @@ class TemporalConfig:
     enable: bool = True  # False leaves the stage out: the input returns and no history is kept
     topology: Literal["global", "neighbours", "own"] = "global"  # whom a missing camera attends to: see Topology
     heads: Count = 8  # of the attention
-    depths: tuple[Positive, ...] = (
-        10.0,
-        30.0,
-    )  # metres at which history is warped; each cell weighs them
+    depths: tuple[Positive, ...] = (10.0, 30.0)  # metres of the warp; each cell says how much each counts
     queue_length: Count = 4  # moments of history
     kv_downsample: Count = 4  # side of the square of warped cells that is averaged into one key
     stride: Count = 32  # image pixels per feature cell
@@ -46,8 +43,13 @@ class AttentionPlan:
     """Says who is completed and from what. Index tensors on the CPU; map index = sample · V + camera."""
 
     queries: torch.Tensor  # (Nq, 2) sample and camera of each missing map that some key can help
-    maps: list[torch.Tensor]  # for each history frame, the (Nt,) maps that are warped
+    maps: list[torch.Tensor]  # for each history frame, the (Nt,) maps that are warped, ascending
     block_table: torch.Tensor  # (Nq, M) into the concatenation of `maps`, −1 = none
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The maps that something is warped to, ascending."""
+        return torch.cat(self.maps).unique()
 
 
 def plan_attention(missing: torch.Tensor, frames: list[HistoryFrame], table: torch.Tensor) -> AttentionPlan:
@@ -74,9 +76,14 @@ def plan_attention(missing: torch.Tensor, frames: list[HistoryFrame], table: tor
 class MotionCompensatedTemporalCompletion(OperationModule):
     """Completes the features of missing cameras from motion-compensated history (V1).
 
+    Every listed camera's past is warped to where that camera looks now, at several depths. How much each depth counts,
+    and by how far the place is moved, is said by the cell that is filled: by what the camera shows there now (nothing
+    where it is missing) and by which camera and where it is.
+
     Call it once per moment, in temporal order: it keeps the last `queue_length` moments of every sample (detached from
     autograd) and forgets a sample's history at a scene change, after a gap of more than `max_gap` seconds, or when time
-    runs backwards. Present cameras, and missing ones without any history, come back bit for bit.
+    runs backwards. Or `complete` a moment from a history of your own. Present cameras, and missing ones without any
+    history, come back bit for bit.
 
     Args:
         channels: C of the feature maps.
@@ -102,8 +109,12 @@ class MotionCompensatedTemporalCompletion(OperationModule):
         self.cameras, self.channels, self.enable = tuple(cameras), channels, config.enable
         self.kv_downsample, self.stride, self.max_offset = config.kv_downsample, config.stride, config.max_offset
         self.topology = topology or Topology.named(config.topology, self.cameras)
-        dtype = getattr(torch, config.history_dtype) if config.history_dtype else None
-        self.history = HistoryQueue(config.queue_length, dtype=dtype, max_gap=config.max_gap)
+        self._queue = dict(
+            length=config.queue_length,
+            dtype=getattr(torch, config.history_dtype) if config.history_dtype else None,
+            max_gap=config.max_gap,
+        )
+        self.history = self.new_history()
         self.register_buffer("depths", torch.tensor(config.depths, dtype=torch.float32), persistent=False)
         self._table = self.topology.table(self.cameras)
 
@@ -127,12 +138,21 @@ class MotionCompensatedTemporalCompletion(OperationModule):
         nn.init.constant_(self.gate[-1].bias, 3.0)
         self.backend = backend
 
+    def new_history(self) -> HistoryQueue:
+        """An empty history of the length and dtype that the settings say."""
+        return HistoryQueue(**self._queue)
+
+    def helpful(self, missing: torch.Tensor) -> torch.Tensor:
+        """Says whose history can help the missing cameras: (B, V) bool for `missing` (B, V) bool, on the CPU."""
+        attends = (self._table[:, :, None] == torch.arange(len(self.cameras))).any(dim=1)  # (V, V)
+        return (missing[:, :, None] & attends).any(dim=1)
+
     def reset_history(self) -> None:
         """Forgets the history of every sample."""
         self.history.clear()
 
     def forward(self, features: torch.Tensor, missing: torch.Tensor, frame: RigFrame) -> torch.Tensor:
-        """Completes the missing cameras of one moment and remembers it.
+        """Completes the missing cameras of one moment from `history`, which then remembers the moment.
 
         Args:
             features: (B, V, C, H, W) at `stride`; gets gradients (its history does not). Maps in channels_last memory
@@ -143,26 +163,34 @@ class MotionCompensatedTemporalCompletion(OperationModule):
         Returns:
             (B, V, C, H, W): `features` with the missing cameras' maps completed.
         """
-        return self.complete(features, missing, frame)[0]
+        completed, _ = self.complete(features, missing, frame, self.history)
+        if self.enable:
+            self.history.push(features, missing, frame)
+        return completed
 
     def complete(
-        self, features: torch.Tensor, missing: torch.Tensor, frame: RigFrame
+        self, features: torch.Tensor, missing: torch.Tensor, frame: RigFrame, history: HistoryQueue
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Does what `forward` does, and also says which cameras were completed, (B, V) bool: the missing ones that some
-        history could help."""
+        """Completes the missing cameras from a history, which forgets what cannot be the past of `frame`.
+
+        Returns the features as `forward` does, and which cameras were completed, (B, V) bool: the missing ones that
+        some history could help.
+        """
         helped = torch.zeros_like(missing)
         if not self.enable:
             return features, helped
         self._validate(features, missing, frame)
         with annotate("temporal_completion"):
-            self.history.prepare(frame, features)
-            plan = plan_attention(missing, self.history.frames, self._table)
+            history.prepare(frame, features)
+            past = history.frames
+            plan = plan_attention(missing, past, self._table)
             completed = features
             if len(plan.queries):
                 index = plan.queries.to(features.device).unbind(1)
-                completed = replace_maps(features, index, lambda maps: self._complete(maps, index[1], frame, plan))
+                steered = self._steer(features, plan)
+                run = lambda maps: self._complete(maps, index[1], frame, past, plan, steered)  # noqa: E731
+                completed = replace_maps(features, index, run)
                 helped[index] = True
-        self.history.push(features, missing, frame)
         return completed, helped
 
     def _validate(self, features, missing, frame):
@@ -175,10 +203,20 @@ class MotionCompensatedTemporalCompletion(OperationModule):
             if shape != features.shape[:2]:
                 raise ValueError(f"{name} has shape {tuple(shape)}, needs (B, V) = {tuple(features.shape[:2])}")
 
-    def _complete(self, original, camera, frame, plan):
+    def _steer(self, features, plan):
+        """What the target cells say of the warp: depth weights (Nu, D, H, W) and offsets (Nu, 1, H, W, 2) in cells, of
+        the maps `plan.targets`. Features pass no gradient through this."""
+        targets = plan.targets.to(features.device)
+        now = torch.zeros(len(targets), device=features.device)
+        where = self.attention.encoding(targets % len(self.cameras), now, features.shape[-2:])
+        maps = features.detach().flatten(0, 1)[targets] + where.mT.unflatten(-1, features.shape[-2:])
+        offsets = self.max_offset * torch.tanh(self.offset(maps).float())  # (Nu, 2, H, W), (x, y)
+        return self.depth(maps).float().softmax(dim=1), offsets.movedim(1, -1)[:, None]
+
+    def _complete(self, original, camera, frame, past, plan, steered):
         """original (Nq, C, H, W), the maps of the missing cameras (Nq,) → the same, completed."""
         with annotate("temporal_completion.warp"):
-            keys = self._warped_keys(frame, plan)
+            keys = self._warped_keys(frame, past, plan, steered)
         with annotate("temporal_completion.attend"):
             attended = keys.own_past + self.attention(
                 original + keys.own_past,
@@ -194,21 +232,22 @@ class MotionCompensatedTemporalCompletion(OperationModule):
             gate_logits = self.gate(torch.cat([original, completed], dim=1))
             return gated_fusion(original, completed, gate_logits, backend=self.backend)
 
-    def _warped_keys(self, frame, plan):
+    def _warped_keys(self, frame, past, plan, steered):
         """Warps what the plan lists, each history frame in one call, the newest first."""
         maps, camera, age, covered, own_past = [], [], [], [], _OwnPast(plan.queries, len(self.cameras))
-        for past, listed in zip(self.history.frames, plan.maps):
-            warped, coverage = self._warp(past, listed, frame)
+        for then, listed in zip(past, plan.maps):
+            row = torch.searchsorted(plan.targets, listed).to(self.depths.device)
+            warped, coverage = self._warp(then, listed, frame, *(values[row] for values in steered))
             maps.append(self._pool(warped))
             covered.append(self._pool(coverage[:, None]).flatten(1) > 0)
             camera.append(listed % len(self.cameras))
-            age.append((frame.timestamp - past.frame.timestamp)[listed // len(self.cameras)])
+            age.append((frame.timestamp - then.frame.timestamp)[listed // len(self.cameras)])
             own_past.take(warped, coverage, listed)
         maps = torch.cat(maps)
         camera, age = (torch.cat(parts).to(maps.device) for parts in (camera, age))
         return _WarpedKeys(maps, camera, age, torch.cat(covered), own_past.maps)
 
-    def _warp(self, past, listed, frame):
+    def _warp(self, past, listed, frame, weights, offsets):
         """The listed maps (Nt,) of a history frame as their cameras would see them now: (Nt, C, H, W) and coverage."""
         sample, camera = listed // len(self.cameras), listed % len(self.cameras)
         past_T_now = torch.linalg.solve(past.frame.world_T_ego[sample], frame.world_T_ego[sample])
@@ -219,15 +258,12 @@ class MotionCompensatedTemporalCompletion(OperationModule):
             stride=self.stride,
         )
         features = past.features.flatten(0, 1)[listed.to(past.features.device)]
-        maps = features.to(self.offset.weight.dtype)
-        offsets = self.max_offset * torch.tanh(self.offset(maps).float())  # (Nt, 2, H, W), (x, y)
-        weights = self.depth(maps).float().softmax(dim=1)  # (Nt, D, H, W)
         return multi_depth_warp(
             features,
             projection.to(features.device),
             self.depths,
             weights=weights,
-            offsets=offsets.movedim(1, -1)[:, None],
+            offsets=offsets,
             backend=self.backend,
         )
 

@@ -66,6 +66,77 @@ def test_evaluation_drops_only_what_is_listed():
 
 def test_a_list_replaces_the_draw_in_training_too():
     assert not always()(images(), drop=[])[1].any()
+    assert always().faults(2, 3, drop=["CAM_BACK"])[..., 5].tolist() == [[False, False, True]] * 2
+
+
+# ---- faults that last
+
+
+def drawn(count=20_000, moments=5, seed=1, **settings):
+    config = DropoutConfig(**dict(p_missing=1.0, p_from_start=0.0, p_no_history=0.0) | settings)
+    return RandCamMask(config).faults(count, moments, generator=torch.Generator().manual_seed(seed))
+
+
+def lost_before(missing):
+    """For each camera that is missing now, in how many of the moments just before it was missing too."""
+    before = missing[:, :-1].flip(1).transpose(1, 2)[missing[:, -1]]  # (Nq, T), the latest first
+    lost = before.long().cumprod(dim=1).sum(dim=1)
+    assert torch.equal(before.long().sum(dim=1), lost)  # without a gap
+    return lost
+
+
+def share(values, value):
+    return (values == value).double().mean().item()
+
+
+def test_a_fault_of_two_or_three_moments_is_met_at_any_of_them():
+    missing = drawn(sticky=(2, 3))
+    lost, tolerance = lost_before(missing), 5 * (0.25 / 20_000) ** 0.5
+    for moments, chance in enumerate((1 / 4 + 1 / 6, 1 / 4 + 1 / 6, 1 / 6, 0.0)):
+        assert abs(share(lost, moments) - chance) < tolerance
+    assert not (missing[:, :-1] & ~missing[:, -1:]).any()  # who is there now was there before
+    assert share(lost_before(drawn(sticky=(1, 1))), 0) == 1
+
+
+def test_some_faults_are_as_old_as_the_history_and_some_samples_have_none():
+    lost = lost_before(drawn(sticky=(1, 1), p_from_start=0.2))
+    assert abs(share(lost, 4) - 0.2) < 0.02 and share(lost, 4) + share(lost, 0) == 1
+    missing = drawn(sticky=(1, 1), p_no_history=0.3)
+    empty = missing[:, :-1].flatten(1).all(dim=1)
+    assert abs(empty.double().mean() - 0.3) < 0.02
+    assert not missing[~empty][:, :-1].any() and not missing[empty][:, -1].all()
+
+
+def test_the_curriculum_rises_with_the_batches_drawn_and_survives_a_resume():
+    config = DropoutConfig(p_missing=0.6, n_max=2, p_first=0.15, ramp_steps=100)
+    mask, count = RandCamMask(config), 4000
+
+    def figures():
+        now = mask.faults(count, 1)[:, -1].sum(dim=1)
+        return (now > 0).double().mean().item(), now.max().item()
+
+    torch.manual_seed(0)
+    chance, most = figures()
+    assert abs(chance - 0.15) < 0.03 and most == 1
+    mask.drawn.fill_(40)
+    chance, most = figures()
+    assert abs(chance - (0.15 + 0.4 * 0.45)) < 0.04 and most == 1
+    assert mask.drawn == 41
+    resumed = RandCamMask(config)
+    resumed.load_state_dict(mask.state_dict())
+    assert resumed.drawn == 41
+    for step in (100, 1000):
+        mask.drawn.fill_(step)
+        chance, most = figures()
+        assert abs(chance - 0.6) < 0.04 and most == 2
+    mask.eval().faults(count, 1)
+    assert mask.drawn == 1001  # what is not drawn does not count
+
+
+def test_a_mask_may_say_every_moment():
+    mask = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert torch.equal(always().faults(3, 4, drop=mask), mask)
+    assert torch.equal(always()(images(), drop=mask[:, 0])[1], mask[:, 0])
 
 
 def test_gradients_and_memory_format():
@@ -87,6 +158,14 @@ def test_bad_input_says_what_is_needed():
     mask = RandCamMask()
     with pytest.raises(ValueError, match="p_missing is 1.5"):
         RandCamMask(DropoutConfig(1.5))
+    for settings, message in [
+        (dict(p_no_history=-0.1), "p_no_history is -0.1"),
+        (dict(sticky=(0, 3)), r"sticky is \(0, 3\), needs at least 1 moment"),
+        (dict(sticky=(3, 2)), "and to rise"),
+        (dict(ramp_steps=-1), "ramp_steps is -1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            RandCamMask(DropoutConfig(**settings))
     for n_min, n_max in ((-1, 2), (3, 2), (1, 7)):
         with pytest.raises(ValueError, match="needs 0 ≤ n_min ≤ n_max ≤ 6 cameras"):
             RandCamMask(DropoutConfig(0.5, n_min, n_max))

@@ -180,6 +180,34 @@ def test_nobody_missing_gives_a_zero_loss_with_a_gradient():
     assert losses["ssl"] == 0 and not features[0].grad.any()
 
 
+def one_missing(*cells):
+    """Features (1, 2, C, 1, N) whose first camera has these cells and is missing."""
+    maps = torch.tensor(cells).T[None, None, :, None]
+    return torch.cat([maps, torch.full_like(maps, 9.0)], dim=1), torch.tensor([[True, False]])
+
+
+def test_the_consistency_loss_is_relative_error_plus_distance_of_direction():
+    """Cells by hand; a mean square of 4 for the target. Present cameras do not count."""
+    target, missing = one_missing([2.0, 2.0], [2.0, -2.0])
+    for factor, error in ((2.0, 1.0), (0.5, 0.25), (-1.0, 4.0 + 2.0)):  # the direction is the same, or the opposite
+        loss = consistency_losses([factor * target], [target], missing, None)["ssl"]
+        torch.testing.assert_close(loss, torch.tensor(error))
+    turned, _ = one_missing([2.0, -2.0], [2.0, 2.0])  # a right angle
+    loss = consistency_losses([turned], [target], missing, None)["ssl"]
+    torch.testing.assert_close(loss, torch.tensor(2.0 + 1.0))
+    both = consistency_losses([2 * target, -target], [target, target], missing, None)["ssl"]
+    torch.testing.assert_close(both, torch.tensor((1.0 + 6.0) / 2))
+
+
+def test_the_guided_loss_is_a_weighted_mean_of_the_relative_error():
+    target, missing = one_missing([2.0, 2.0], [2.0, -2.0], [2.0, 2.0])
+    x, _ = one_missing([4.0, 4.0], [2.0, -2.0], [8.0, 8.0])  # relative errors of 1, 0 and 9
+    for weights, expected in (((1.0, 1.0, 1.0), 10 / 3), ((0.5, 1.0, 0.5), 2.5), ((0.1, 0.0, 0.0), 0.1)):
+        importance = torch.tensor(weights).expand(1, 2, 1, 3)  # below one in sum it fades with the weights
+        loss = consistency_losses([x], [target], missing, [importance])["planning_guided"]
+        torch.testing.assert_close(loss, torch.tensor(expected))
+
+
 def test_a_temporal_stage_at_no_scale_of_the_backbone_is_refused():
     with pytest.raises(ValueError, match="temporal.stride is 64"):
         cascade(temporal=temporal(stride=64))

@@ -123,7 +123,7 @@ def test_a_scene_change_ends_the_history_of_its_sample_only(frames):
     past = frames[0]
     other_scene = RigFrame(past.image_T_ego, past.world_T_ego, past.timestamp, ("another", past.scene[1]))
     module(maps(), NOBODY, other_scene)
-    completed, helped = module.complete(features, missing, frames[1])
+    completed, helped = module.complete(features, missing, frames[1], module.history)
     assert helped.nonzero().tolist() == [[1, FRONT]]
     assert torch.equal(completed[0], features[0]) and not torch.equal(completed[1], features[1])
 

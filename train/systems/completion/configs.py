@@ -14,6 +14,7 @@ def completion_v2() -> CompletionExperiment:
     """The documents' V2: 900×1600, ResNet-50, a missing camera attends to itself and its neighbours."""
     experiment = CompletionExperiment()
     experiment.model.temporal.topology = "neighbours"
+    experiment.model.dropout.ramp_steps = 5000
     experiment.optim.freeze = ("backbone",)
     experiment.optim.multipliers = {"temporal.offset": 0.02}  # at full rate the offsets wander and blur the warp
     experiment.run.amp = "bfloat16"
@@ -97,7 +98,7 @@ def _tiny(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
     model.temporal.stride, model.temporal.kv_downsample = 16, max(1, model.temporal.kv_downsample // 4)
     model.temporal.heads = model.planning.heads = 4
     model.temporal.depths = (10.0, 30.0, 200.0)  # at this size most of what is seen is too far to move
-    model.dropout.p_missing = 1.0
+    model.dropout.p_missing, model.dropout.ramp_steps = 1.0, 0
     model.temporal.queue_length = data.history
     model.planning.kv_downsample, model.planning.sigma, model.vae.latent = 2, 16.0, 16
     experiment.optim.lr, experiment.schedule.warmup_steps = 5e-3, 20

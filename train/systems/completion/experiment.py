@@ -1,15 +1,20 @@
 """The completion cascade as an experiment (system A up to the features; a driving head comes on top of them)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
+
+import torch
+import torch.distributed as dist
 
 from ....modules.completion.cascade import CascadeConfig, CompletionCascade
 from ....modules.rig import NUSCENES_CAMERAS
+from ....modules.settings import Count
 from ...command_line import nearest
 from ...config import Experiment
-from ...data.windows import WindowBatch, WindowConfig, build_windows, collate
-from .evaluate import Scenario, evaluate_completion
+from ...data.windows import WindowBatch, WindowConfig, Windows, build_windows, collate
+from .baselines import training_mean
+from .evaluate import BASELINES, Scenario, evaluate_completion
 
 
 @dataclass
@@ -22,17 +27,14 @@ class CompletionExperiment(Experiment):
         default_factory=lambda: dict(ssl=1.0, vae_rec=1.0, vae_kl=0.001, planning_guided=0.5)
     )
     metric: str = "relative_l2"
-    evaluate_without: tuple[str, ...] = ("CAM_FRONT", "CAM_BACK_LEFT")  # cameras that are dropped, one after another
+    evaluate_without: tuple[str, ...] = NUSCENES_CAMERAS  # cameras that are dropped, one after another
+    constant_samples: Count = 256  # training samples whose mean is the constant that completion is judged by
 
     def validate(self) -> None:
         """ValueError for a camera that no rig of nuScenes has."""
         for camera in self.evaluate_without:
             if camera not in NUSCENES_CAMERAS:
                 raise ValueError(f"evaluate_without has {camera!r}{nearest(camera, NUSCENES_CAMERAS)}")
-
-    def figure_names(self) -> tuple[str, ...]:
-        whole = ("relative_l2", "relative_l2_none", "relative_l2_warp")
-        return (*whole, *(f"relative_l2/{camera}" for camera in self.evaluate_without))
 
     def build_model(self) -> CompletionCascade:
         return self.model.build()
@@ -48,17 +50,48 @@ class CompletionExperiment(Experiment):
         turn.
 
         `relative_l2`: ‖completed − true‖ / ‖true‖ over the absent camera's cells, mean over cameras and scales;
-        `relative_l2/CAMERA` by camera; `relative_l2_none` and `relative_l2_warp` for what the backbone makes of a black
-        image, and for the camera's own past moved to the present (see `evaluate`).
+        `explained`: the share of the variance about the constant, likewise. `relative_l2/CAMERA`, `explained/CAMERA`
+        and `explained/STRIDE` are means over the rest; `relative_l2_METHOD` is that of a baseline (see `evaluate`).
         """
         which = [Scenario(camera, (camera,)) for camera in self.evaluate_without]
-        scores = evaluate_completion(model, loader, which, self.model.temporal.depths)
+        scores = evaluate_completion(model, loader, which, self.model.temporal.depths, self._constant(model))
 
-        def mean(method, cameras=self.evaluate_without):
-            return fmean(s.relative_l2 for s in scores if s.method == method and s.scenario in cameras)
+        def mean(figure, method="completed", **where):
+            found = (s for s in scores if s.method == method and all(getattr(s, k) == v for k, v in where.items()))
+            return fmean(getattr(score, figure) for score in found)
 
-        means = dict(relative_l2=mean("completed"), relative_l2_none=mean("none"), relative_l2_warp=mean("warp"))
-        return means | {f"relative_l2/{camera}": mean("completed", (camera,)) for camera in self.evaluate_without}
+        figures = dict(relative_l2=mean("relative_l2"), explained=mean("explained"))
+        figures |= {f"relative_l2_{method}": mean("relative_l2", method) for method in BASELINES}
+        for name in ("relative_l2", "explained"):
+            figures |= {f"{name}/{camera}": mean(name, scenario=camera) for camera in self.evaluate_without}
+        return figures | {f"explained/{stride}": mean("explained", stride=stride) for stride in model.backbone.strides}
+
+    def figure_names(self) -> tuple[str, ...]:
+        """The names of `evaluate`'s figures."""
+        by = (*self.evaluate_without, *map(str, self.model.backbone.strides))
+        split = [f"relative_l2/{camera}" for camera in self.evaluate_without] + [f"explained/{part}" for part in by]
+        return ("relative_l2", "explained", *(f"relative_l2_{method}" for method in BASELINES), *split)
+
+    def constant(self, model: CompletionCascade) -> list[torch.Tensor]:
+        """The mean of each camera's features over training samples without augmentation, see `training_mean`."""
+        config = replace(self.data, history=0)
+        training = Windows(self.build_data()[0].drives, config, training=False)
+        stride = -(-len(training) // self.constant_samples)
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        chosen = range(0, len(training), stride)[rank::ranks] or range(1)  # no rank may stay away from the sum
+        device = next(model.parameters()).device
+        batches = (collate([training[0, index]]).to(device).images[:, -1] for index in chosen)
+        return training_mean(model, batches)
+
+    def _constant(self, model):
+        """The same; that of a frozen backbone is measured once."""
+        if any(parameter.requires_grad for parameter in model.backbone.parameters()):
+            return self.constant(model)
+        of, maps = getattr(self, "_measured", (None, None))
+        if of is not model:
+            maps = self.constant(model)
+            self._measured = (model, maps)
+        return maps
 
     def record_sections(self, runs, folder, options) -> list[str]:
         """See `train.record`."""

@@ -1,6 +1,7 @@
 """What the record of completion runs has besides what every record has: scores by scenario, verdicts, pictures."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,21 +10,30 @@ from pathlib import Path
 
 import torch
 
+from ....modules.completion.cascade import CompletionCascade
 from ...claims import ACCURACY, FAILS, HOLDS, RUN_MEMORY, RUN_SPEED
 from ...record import RecordOptions, Run, by_config, markdown, spread
 from . import pictures
 from .evaluate import BASELINES, Score, evaluate_completion, scenarios
 
+FIGURES = dict(
+    relative_l2="Relative L2 error of the absent cameras' features (0 = as if they were there)",
+    explained="Variance explained about the constant (1 = all; below 0 = worse than a mean that sees nothing)",
+    corridor_relative_l2="Relative L2 error in the ego's corridor",
+    cosine="Cosine similarity",
+)
+
 
 @dataclass(frozen=True)
 class CompletionRun(Run):
-    """A run with its scores at the scale that stage 1 completes."""
+    """A run with its scores at every scale."""
 
     scores: list[Score]
 
-    def figure(self, scenario: str, method: str, name: str = "relative_l2") -> float:
-        """One figure of one method in one scenario."""
-        return next(getattr(s, name) for s in self.scores if (s.scenario, s.method) == (scenario, method))
+    def figure(self, scenario: str, method: str, name: str = "relative_l2", stride: int | None = None) -> float:
+        """One figure of one method in one scenario, at one stride or as the mean over them."""
+        found = [s for s in self.scores if (s.scenario, s.method) == (scenario, method) and stride in (None, s.stride)]
+        return statistics.mean(getattr(score, name) for score in found) if found else math.nan
 
     @property
     def cameras(self) -> list[str]:
@@ -32,8 +42,13 @@ class CompletionRun(Run):
         return [name for name in names if name.isupper() and "+" not in name]
 
     @property
+    def strides(self) -> list[int]:
+        """The scales."""
+        return list(dict.fromkeys(score.stride for score in self.scores))
+
+    @property
     def error(self) -> float:
-        """Mean relative L2 error of the completed features over the single cameras."""
+        """Mean relative L2 error of the completed features over the single cameras and the scales."""
         return statistics.mean(self.figure(name, "completed") for name in self.cameras)
 
 
@@ -52,13 +67,12 @@ def sections(runs: Sequence[Run], folder: Path, options: RecordOptions) -> list[
     return [
         "## Completion of missing cameras: verdicts\n",
         markdown(verdicts(groups)),
-        "## Relative L2 error of the absent cameras' features (0 = as if they were there)\n",
         f"Evaluated on {device}, torch {torch.__version__}, validation windows of {windows}.\n",
-        markdown(scores_table(groups, "relative_l2")),
-        "## The same in the ego's corridor\n",
-        markdown(scores_table(groups, "corridor_relative_l2")),
-        "## Cosine similarity\n",
-        markdown(scores_table(groups, "cosine")),
+        *(
+            f"## {title}, stride {stride}\n\n{markdown(scores_table(groups, name, stride))}"
+            for name, title in FIGURES.items()
+            for stride in sorted({stride for run in scored for stride in run.strides})
+        ),
         "![errors](errors.png)\n\n![features](features.png)\n",
     ]
 
@@ -76,9 +90,24 @@ def score_run(run: Run, options: RecordOptions) -> CompletionRun:
             yield settings.collate([validation[0, index]]).to(options.device)
 
     which = scenarios(model.dropout.cameras, settings.data.history)
-    scores = evaluate_completion(model, batches(), which, settings.model.temporal.depths)
-    scale = model.temporal.stride if model.temporal is not None else max(model.backbone.strides)
-    return CompletionRun(run.folder, run.saved, run.log, [score for score in scores if score.stride == scale])
+    constant = constant_of(run, model)
+    scores = evaluate_completion(model, batches(), which, settings.model.temporal.depths, constant)
+    return CompletionRun(run.folder, run.saved, run.log, scores)
+
+
+def constant_of(run: Run, model: CompletionCascade) -> list[torch.Tensor]:
+    """The constant of a run's checkpoint (`CompletionExperiment.constant`), kept in `constant.pt` of its folder."""
+    settings, path = run.settings, run.folder / "constant.pt"
+    of = dict(step=run.saved.step, data=str(settings.data.root), samples=settings.constant_samples)
+    if path.is_file():
+        kept = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        if kept["of"] == of:
+            return kept["maps"]
+    maps = settings.constant(model)
+    writing = path.with_suffix(".writing")
+    torch.save(dict(of=of, maps=maps), writing)
+    writing.replace(path)
+    return maps
 
 
 def _errors_by_camera(groups, cameras):
@@ -99,13 +128,13 @@ def _draw_features(run, path, options):
     pictures.draw_features(run.saved.build_model(options.device), window, ("CAM_FRONT", "CAM_BACK"), path)
 
 
-def scores_table(groups: dict[str, list[CompletionRun]], name: str) -> list[list[str]]:
-    """Scenario × method; figures are means over the seeds, with their spread."""
+def scores_table(groups: dict[str, list[CompletionRun]], name: str, stride: int) -> list[list[str]]:
+    """Scenario × method at one scale; figures are means over the seeds, with their spread."""
     everyone = [run for runs in groups.values() for run in runs]
+    columns = [(method, everyone) for method in BASELINES] + [("completed", runs) for runs in groups.values()]
     rows = [["scenario", *BASELINES, *groups]]
     for scenario in dict.fromkeys(score.scenario for score in everyone[0].scores):
-        cells = [spread([run.figure(scenario, method, name) for run in everyone]) for method in BASELINES]
-        cells += [spread([run.figure(scenario, "completed", name) for run in runs]) for runs in groups.values()]
+        cells = [spread([run.figure(scenario, method, name, stride) for run in runs]) for method, runs in columns]
         rows.append([scenario, *cells])
     return rows
 

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import torch
+
 from rigfuse.modules.rig import NUSCENES_CAMERAS
 from rigfuse.train.record import by_config, markdown
 from rigfuse.train.run import SavedRun
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.completion import record
-from rigfuse.train.systems.completion.evaluate import Score
+from rigfuse.train.systems.completion.evaluate import BASELINES, Score
 from rigfuse.train.systems.completion.record import CompletionRun
 
 
@@ -16,9 +18,10 @@ def run_of(name: str, seed: int, error: float, speed: float, memory: float) -> C
     settings.run.seed = seed
     line = {"step": 10, "speed/it_per_s": speed, "memory/peak_mib": memory, "loss": 1.0, "val/relative_l2": 0.5}
     scores = [
-        Score(camera, method, 16, error, 0.9, error, 0.9)
+        Score(camera, method, stride, error, 1 - error, 0.9, error, 1 - error, 0.9)
         for camera in NUSCENES_CAMERAS
-        for method in ("none", "copy", "warp", "completed")
+        for method in (*BASELINES, "completed")
+        for stride in (8, 16)
     ]
     folder = Path(f"{name}_{seed}")
     return CompletionRun(folder, SavedRun(folder / "checkpoints" / "best.pt", {}, settings), [line], scores)
@@ -39,7 +42,29 @@ def test_verdicts_follow_from_the_figures():
 
 def test_tables_give_spreads_over_seeds():
     runs = [run_of("completion_v1_tiny", seed, 0.4 + 0.1 * seed, 2.0, 1000.0) for seed in range(3)]
-    table = record.scores_table(by_config(runs), "relative_l2")
-    assert table[0] == ["scenario", "none", "copy", "warp", "completion_v1_tiny"]
-    assert table[1] == ["CAM_FRONT", *["0.500 ± 0.100"] * 4]
+    table = record.scores_table(by_config(runs), "relative_l2", 8)
+    assert table[0] == ["scenario", "none", "zeros", "constant", "copy", "warp", "completion_v1_tiny"]
+    assert table[1] == ["CAM_FRONT", *["0.500 ± 0.100"] * 6]
     assert len(markdown(table).splitlines()) == 2 + 6
+    assert record.scores_table(by_config(runs), "explained", 32)[1] == ["CAM_FRONT", *["—"] * 6]  # no such scale
+
+
+def test_the_constant_is_measured_once_and_kept_with_the_run(tmp_path):
+    run, measured = run_of("completion_v1_tiny", 0, 0.5, 2.0, 1000.0), []
+
+    def measure(model):
+        measured.append(model)
+        return [torch.full((6, 2, 3, 4), float(len(measured)))]
+
+    run.settings.constant = measure
+    model = torch.nn.Linear(1, 1)
+
+    def kept(step=10):
+        saved = SavedRun(tmp_path / "checkpoints" / "best.pt", dict(counters=dict(step=step)), run.settings)
+        return record.constant_of(CompletionRun(tmp_path, saved, [], []), model)[0].unique().tolist()
+
+    assert kept() == kept() == [1.0] and (tmp_path / "constant.pt").is_file()
+    assert kept(step=20) == [2.0]  # another checkpoint has other features
+    run.settings.data.root = "elsewhere"
+    assert kept(step=20) == kept(step=20) == [3.0]
+    assert [path.name for path in tmp_path.iterdir()] == ["constant.pt"]

@@ -1,0 +1,47 @@
+"""What completion is compared with: fillings that learn nothing but a mean."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ....kernels import multi_depth_warp
+from ....modules.completion.cascade import CompletionCascade
+from ....modules.rig import RigFrame, relative_projection
+from ...distributed import sum_over_ranks
+
+
+@torch.no_grad()
+def training_mean(model: CompletionCascade, images: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The constant: the mean of each camera's features, cell by cell, over moments that were trained on.
+
+    It sees nothing of the moment that it fills, so whatever is worse has learnt nothing of it.
+
+    Args:
+        model: put into evaluation.
+        images: batches (B, V, 3, H, W), normalised, on the model's device: this rank's share.
+
+    Returns:
+        for each scale (V, C, h, w) float32, the mean over all ranks.
+    """
+    model.eval()
+    sums, count = None, 0
+    for batch in images:
+        maps = [x.float().sum(0) for x in model.extract(batch)]
+        sums = maps if sums is None else [a + b for a, b in zip(sums, maps)]
+        count += len(batch)
+    if sums is None:
+        raise ValueError("training_mean: there are no images")
+    total = sum_over_ranks(sums[0].new_tensor([count], dtype=torch.float64)).item()
+    return [sum_over_ranks(x) / total for x in sums]
+
+
+def warp_rig(
+    features: torch.Tensor, then: RigFrame, now: RigFrame, stride: int, depths: Sequence[float]
+) -> torch.Tensor:
+    """Moves every camera's earlier features (B, V, C, H, W) to the present: the mean over the depths that see any."""
+    then_T_now = torch.linalg.solve(then.world_T_ego, now.world_T_ego)[:, None]
+    projection = relative_projection(now.image_T_ego, then.image_T_ego, then_T_now, stride=stride)
+    flat = features.flatten(0, 1)
+    planes = torch.tensor(depths, dtype=torch.float32, device=flat.device)
+    warped, coverage = multi_depth_warp(flat, projection.flatten(0, 1).to(flat.device), planes)
+    return (warped / coverage[:, None].clamp(min=1e-3)).unflatten(0, features.shape[:2])
