@@ -117,23 +117,35 @@ def test_every_folder_of_a_system_is_registered():
 @pytest.mark.parametrize(
     "operation", [path.parent for path in ROOT.glob("kernels/*/api.py")], ids=lambda path: path.name
 )
-def test_an_operation_is_five_files(operation):
+def test_an_operation_is_six_files_and_backends_never_import_one_another(operation):
     names = {path.stem for path in operation.iterdir() if path.stem not in ("__init__", "__pycache__")}
-    assert names == {"api", "ops", "torch", "triton", "configs"}
-    for backend, other in (("torch", "triton"), ("triton", "torch")):
-        files = (
-            [operation / f"{backend}.py"]
-            if (operation / f"{backend}.py").exists()
-            else (operation / backend).glob("*.py")
-        )
-        for file in files:
-            assert f".{other} " not in file.read_text(), f"backend {backend} imports {other}"
+    assert names == {"api", "definition", "ops", "torch", "triton", "configs"}
+    backends = {"definition", "torch", "triton"}
+    for backend in backends:
+        file = operation / f"{backend}.py"
+        for path in [file] if file.exists() else (operation / backend).glob("*.py"):
+            imported = {
+                part
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.ImportFrom) and node.level
+                for part in [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            }
+            assert not imported & (backends - {backend}), f"{path} imports another backend"
 
 
-def test_the_operations_import_without_triton():
-    block = "import sys; sys.modules['triton'] = None; import rigfuse.kernels, torch; "
-    call = (
-        "out = rigfuse.kernels.gated_fusion(*torch.zeros(3, 1, 2, 2, 2)); assert out.shape == (1, 2, 2, 2); "
-        "assert not any(name.startswith('triton') for name, module in sys.modules.items() if module)"
+def test_the_definitions_are_short():
+    for path in ROOT.glob("kernels/*/definition.py"):
+        lines = [line for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
+        assert len(lines) <= 50, f"{path} is no definition any more"
+
+
+def test_importing_the_operations_is_cheap():
+    """Neither triton nor the compiler nor what they bring along; nvtx where there is any."""
+    script = (
+        "import sys, torch; before = set(sys.modules); sys.modules['triton'] = sys.modules['nvtx'] = None; "
+        "import rigfuse.kernels; new = {name for name in set(sys.modules) - before if sys.modules[name]}; "
+        "assert not {name.split('.')[0] for name in new} - {'rigfuse', 'importlib'} - sys.stdlib_module_names, new; "
+        "assert 'torch._dynamo' not in sys.modules; "
+        "out = rigfuse.kernels.gated_fusion(*torch.zeros(3, 1, 2, 2, 2)); assert out.shape == (1, 2, 2, 2)"
     )
-    subprocess.run([sys.executable, "-c", block + call], check=True)
+    subprocess.run([sys.executable, "-c", script], check=True)

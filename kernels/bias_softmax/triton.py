@@ -2,6 +2,7 @@
 scores that share it, so the gradient of the bias is summed in a fixed order while the scores' passes by."""
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -11,17 +12,26 @@ from ..runtime.launch import accumulator_dtype, triton_dtype
 from . import configs
 
 
+class Rows(NamedTuple):
+    """(own dimensions, shared dimensions, keys): see `_Grouping`. Strides of 0 where a tensor is broadcast."""
+
+    ptr: Any
+    own: tuple[int, ...]
+    shared: tuple[int, ...]
+    key: int
+
+
 @triton.jit
 def _row(tensor, own, shared, own_sizes, shared_sizes, OWN: tl.constexpr, SHARED: tl.constexpr):
     """Pointer to the first key of a row. `own` counts the rows of the bias, `shared` those that share one."""
-    row_ptr = tensor[0]
+    row_ptr = tensor.ptr
     for d in tl.static_range(OWN):
         size = own_sizes[OWN - 1 - d]
-        row_ptr += (own % size).to(tl.int64) * tensor[1][OWN - 1 - d]
+        row_ptr += (own % size).to(tl.int64) * tensor.own[OWN - 1 - d]
         own = own // size
     for d in tl.static_range(SHARED):
         size = shared_sizes[SHARED - 1 - d]
-        row_ptr += (shared % size).to(tl.int64) * tensor[2][SHARED - 1 - d]
+        row_ptr += (shared % size).to(tl.int64) * tensor.shared[SHARED - 1 - d]
         shared = shared // size
     return row_ptr
 
@@ -36,11 +46,11 @@ def _scale(bias_scale_ptr, min_scale, max_scale, ACC_DTYPE: tl.constexpr):
 
 @triton.jit
 def _logits(scores, bias, scores_ptr, bias_ptr, offs_k, keys, s, max_bias, ACC_DTYPE: tl.constexpr):
-    mask_k = offs_k < keys
-    b = s * tl.load(bias_ptr + offs_k.to(tl.int64) * bias[3], mask=mask_k, other=0.0).to(ACC_DTYPE)
+    mask_k = offs_k < keys  # [BLOCK_K], as all below
+    b = s * tl.load(bias_ptr + offs_k.to(tl.int64) * bias.key, mask=mask_k, other=0.0).to(ACC_DTYPE)
     limit = tl.full([], max_bias, ACC_DTYPE)
     b = tl.maximum(tl.minimum(b, limit, propagate_nan=tl.PropagateNan.ALL), -limit, propagate_nan=tl.PropagateNan.ALL)
-    logits = tl.load(scores_ptr + offs_k.to(tl.int64) * scores[3], mask=mask_k, other=float("-inf"))
+    logits = tl.load(scores_ptr + offs_k.to(tl.int64) * scores.key, mask=mask_k, other=float("-inf"))
     return logits.to(ACC_DTYPE) + b
 
 
@@ -57,7 +67,7 @@ def bias_softmax_forward(
     bias_ptr = _row(bias, own, shared, own_sizes, shared_sizes, OWN, SHARED)
     out_ptr = _row(out, own, shared, own_sizes, shared_sizes, OWN, SHARED)
     _, s = _scale(bias_scale_ptr, min_scale, max_scale, ACC_DTYPE)
-    offs_k = tl.arange(0, BLOCK_K)
+    offs_k = tl.arange(0, BLOCK_K)  # [BLOCK_K], as all below
     if ONE_TILE:
         logits = _logits(scores, bias, scores_ptr, bias_ptr, offs_k, keys, s, max_bias, ACC_DTYPE)
         m_i = tl.max(logits, axis=0)
@@ -95,9 +105,9 @@ def bias_softmax_delta(
     p_ptr = _row(probabilities, own, shared, own_sizes, shared_sizes, OWN, SHARED)
     total = tl.zeros([BLOCK_K], ACC_DTYPE)
     for start in range(0, keys, BLOCK_K):
-        offs_k = (start + tl.arange(0, BLOCK_K)).to(tl.int64)
-        p = tl.load(p_ptr + offs_k * probabilities[3], mask=offs_k < keys, other=0.0).to(ACC_DTYPE)
-        total += p * tl.load(grad_ptr + offs_k * grad[3], mask=offs_k < keys, other=0.0).to(ACC_DTYPE)
+        offs_k = (start + tl.arange(0, BLOCK_K)).to(tl.int64)  # [BLOCK_K], as all below
+        p = tl.load(p_ptr + offs_k * probabilities.key, mask=offs_k < keys, other=0.0).to(ACC_DTYPE)
+        total += p * tl.load(grad_ptr + offs_k * grad.key, mask=offs_k < keys, other=0.0).to(ACC_DTYPE)
     tl.store(delta_ptr + tl.program_id(0), tl.sum(total, axis=0))
 
 
@@ -111,12 +121,14 @@ def bias_softmax_backward(
     tiles = tl.cdiv(keys, BLOCK_K)
     own = tl.program_id(0) // tiles % rows
     number = tl.program_id(0) // tiles // rows
-    offs_k = (tl.program_id(0) % tiles * BLOCK_K + tl.arange(0, BLOCK_K)).to(tl.int64)
+    offs_k = (tl.program_id(0) % tiles * BLOCK_K + tl.arange(0, BLOCK_K)).to(tl.int64)  # [BLOCK_K], as all below
     mask_k = offs_k < keys
+    if dbias_ptr is not None:
+        bias_ptr = _row(bias, own, 0, own_sizes, shared_sizes, OWN, SHARED)
     total = tl.zeros([BLOCK_K], ACC_DTYPE)
     for shared in range(number * chunk, tl.minimum(number * chunk + chunk, sharing)):
-        p_ptr = _row(probabilities, own, shared, own_sizes, shared_sizes, OWN, SHARED) + offs_k * probabilities[3]
-        grad_ptr = _row(grad, own, shared, own_sizes, shared_sizes, OWN, SHARED) + offs_k * grad[3]
+        p_ptr = _row(probabilities, own, shared, own_sizes, shared_sizes, OWN, SHARED) + offs_k * probabilities.key
+        grad_ptr = _row(grad, own, shared, own_sizes, shared_sizes, OWN, SHARED) + offs_k * grad.key
         p = tl.load(p_ptr, mask=mask_k, other=0.0).to(ACC_DTYPE)
         d = p * tl.load(grad_ptr, mask=mask_k, other=0.0).to(ACC_DTYPE)
         if delta_ptr is not None:
@@ -124,14 +136,13 @@ def bias_softmax_backward(
         else:
             delta = tl.sum(d, axis=0)
         d -= p * delta
-        if dscores[0] is not None:
+        if dscores is not None:
             dscores_ptr = _row(dscores, own, shared, own_sizes, shared_sizes, OWN, SHARED)
             tl.store(dscores_ptr + offs_k, d, mask=mask_k)
         total += d
     if dbias_ptr is not None:
         raw, s = _scale(bias_scale_ptr, min_scale, max_scale, ACC_DTYPE)
-        bias_ptr = _row(bias, own, 0, own_sizes, shared_sizes, OWN, SHARED)
-        b = tl.load(bias_ptr + offs_k * bias[3], mask=mask_k, other=0.0).to(ACC_DTYPE)
+        b = tl.load(bias_ptr + offs_k * bias.key, mask=mask_k, other=0.0).to(ACC_DTYPE)
         total = tl.where(tl.abs(s * b) <= tl.full([], max_bias, ACC_DTYPE), total, 0.0)
         tl.store(dbias_ptr + (number * rows + own).to(tl.int64) * keys + offs_k, total * s, mask=mask_k)
         within = (raw >= tl.full([], min_scale, ACC_DTYPE)) & (raw <= tl.full([], max_scale, ACC_DTYPE))
@@ -140,7 +151,7 @@ def bias_softmax_backward(
         tl.store(dscale_ptr + tl.program_id(0), tl.where(within, dscale, 0.0))
 
 
-class _Rows:
+class _Grouping:
     """The rows of `shape` in two groups of dimensions: those the bias has too, and those it is broadcast over."""
 
     def __init__(self, shape: torch.Size, bias: torch.Tensor):
@@ -152,13 +163,13 @@ class _Rows:
         self.shared_sizes = tuple(shape[d] for d in self.shared) or (1,)
         self.rows, self.sharing, self.keys = math.prod(self.own_sizes), math.prod(self.shared_sizes), shape[-1]
 
-    def strided(self, tensor: torch.Tensor | None) -> tuple:
+    def strided(self, tensor: torch.Tensor | None) -> Rows | None:
         if tensor is None:
-            return (None,)
+            return None
         strides = tensor.expand(self.shape).stride()
         own = tuple(strides[d] for d in self.own) or (0,)
         shared = tuple(strides[d] for d in self.shared) or (0,)
-        return tensor, own, shared, strides[-1]
+        return Rows(tensor, own, shared, strides[-1])
 
     @property
     def meta(self) -> dict[str, int]:
@@ -168,7 +179,7 @@ class _Rows:
 def launch_forward(scores, bias, bias_scale, min_scale, max_scale, max_bias):
     out = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
     if out.numel():
-        rows = _Rows(scores.shape, bias)
+        rows = _Grouping(scores.shape, bias)
         config = configs.forward(rows.keys)
         bias_softmax_forward[(rows.rows * rows.sharing,)](
             rows.strided(scores), rows.strided(bias), bias_scale, rows.strided(out), rows.own_sizes, rows.shared_sizes,
@@ -183,8 +194,8 @@ def launch_backward(grad, probabilities, bias, bias_scale, min_scale, max_scale,
     device, dtype = grad.device, accumulator_dtype(probabilities.dtype)
     inputs = (probabilities, bias, bias_scale)
     if grad.numel() == 0:
-        return [torch.zeros(t.shape, dtype=t.dtype, device=device) for t, needed in zip(inputs, needs_grad) if needed]
-    rows = _Rows(grad.shape, bias)
+        return [torch.zeros(t.shape, dtype=t.dtype, device=device) for t in inputs]
+    rows = _Grouping(grad.shape, bias)
     config = configs.backward(rows.keys)
     meta = dict(**rows.meta, **config, ACC_DTYPE=triton_dtype(dtype))
     tensors = (rows.strided(grad), rows.strided(probabilities))
@@ -209,4 +220,4 @@ def launch_backward(grad, probabilities, bias, bias_scale, min_scale, max_scale,
     if dbias is not None:
         dbias = dbias.sum(0).sum_to_size(rows.rows, *bias.shape[-1:]).reshape(bias.shape).to(bias.dtype)
         dscale = dscale.sum().to(bias_scale.dtype)
-    return [g for g, needed in zip((dscores, dbias, dscale), needs_grad) if needed]
+    return dscores, dbias, dscale

@@ -1,4 +1,4 @@
-"""The mathematics in plain PyTorch: any float dtype, any device, differentiated by autograd.
+"""The fast plain PyTorch backend, differentiated by autograd.
 
 The listed keys are gathered, once for each query block; scores are never stored, as the attention of PyTorch is flash.
 """
@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 
-def cross_camera_attention(query, key, value, block_table, key_mask, scale):
+def forward(query, key, value, block_table, key_mask, scale):
     if block_table.device.type == "cpu" and not torch.compiler.is_compiling():
         return _attend_to_seen(query, key, value, block_table, key_mask, scale)
 

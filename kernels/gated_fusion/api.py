@@ -2,11 +2,20 @@
 
 import torch
 
-from ..runtime.backends import choose_backend
-from ..runtime.checks import FLOAT_DTYPES, Shapes, check_dtype, check_same_device
-from ..runtime.nvtx import annotate
+from ..runtime.arguments import Argument, Arguments, any_float, boolean
+from . import ops
 
-NAME = "gated_fusion"
+_IMAGE, _ONE_CHANNEL = ("N", "C", "H", "W"), ("N", 1, "H", "W")
+ARGUMENTS = Arguments(
+    "gated_fusion",
+    original=Argument((_IMAGE,), any_float, gradient=True),
+    completed=Argument((_IMAGE,), any_float, gradient=True),
+    gate_logits=Argument((_IMAGE, _ONE_CHANNEL), any_float, gradient=True),
+    fine=Argument((_IMAGE,), any_float, gradient=True, optional=True),
+    importance=Argument((_ONE_CHANNEL,), any_float, gradient=True, optional=True),
+    missing=Argument((("N",),), boolean, optional=True),
+)
+OPERATION = ops.register(ARGUMENTS)
 
 
 def gated_fusion(
@@ -31,7 +40,7 @@ def gated_fusion(
         fine: (N, C, H, W), the proposal for important regions; needs `importance`. Gets gradients.
         importance: (N, 1, H, W) in [0, 1]; needs `fine`. Gets gradients.
         missing: (N,) bool; images where it is False return `original` bit for bit. None = every image is fused.
-        backend: None or "auto", "torch", "triton".
+        backend: None or "auto", "torch", "triton", "definition".
 
     Returns:
         (N, C, H, W) in `original`'s dtype and memory format.
@@ -41,32 +50,8 @@ def gated_fusion(
         TypeError: a dtype is not supported.
         BackendError: the backend asked for cannot serve the call.
     """
-    _validate(original, completed, gate_logits, fine, importance, missing)
-    arguments = (original, completed, gate_logits, fine, importance, missing)
-    if choose_backend(backend, *arguments) == "torch":
-        from .torch import gated_fusion as implementation
-    else:
-        from .ops import gated_fusion as implementation
-    with annotate(NAME):
-        return implementation(*arguments)
-
-
-def _validate(original, completed, gate_logits, fine, importance, missing):
-    shapes = Shapes(NAME)
-    shapes.bind("original", original, "N", "C", "H", "W")
-    shapes.bind("completed", completed, "N", "C", "H", "W")
-    per_channel = not isinstance(gate_logits, torch.Tensor) or gate_logits.ndim != 4 or gate_logits.shape[1] != 1
-    shapes.bind("gate_logits", gate_logits, "N", "C" if per_channel else 1, "H", "W")
+    tensors, _ = ARGUMENTS.check(original, completed, gate_logits, fine, importance, missing)
     if (fine is None) != (importance is None):
         given, absent = ("importance", "fine") if fine is None else ("fine", "importance")
-        raise ValueError(f"{NAME}: {given} is given without {absent}; the fine branch needs both")
-    if fine is not None:
-        shapes.bind("fine", fine, "N", "C", "H", "W")
-        shapes.bind("importance", importance, "N", 1, "H", "W")
-    if missing is not None:
-        shapes.bind("missing", missing, "N")
-    floats = dict(completed=completed, gate_logits=gate_logits, fine=fine, importance=importance)
-    for argument, tensor in dict(original=original, **floats).items():
-        check_dtype(NAME, argument, tensor, FLOAT_DTYPES)
-    check_dtype(NAME, "missing", missing, (torch.bool,))
-    check_same_device(NAME, "original", original, **floats, missing=missing)
+        raise ValueError(f"gated_fusion: {given} is given without {absent}; the fine branch needs both")
+    return OPERATION(backend, tensors)

@@ -2,20 +2,31 @@
 
 import torch
 
-from ..runtime.backends import choose_backend
-from ..runtime.checks import (
-    FLOAT_DTYPES,
-    INDEX_DTYPES,
-    Shapes,
-    check_dtype,
-    check_geometry_dtype,
-    check_indices,
-    check_no_grad,
-    check_same_device,
-)
-from ..runtime.nvtx import annotate
+from ..runtime.arguments import Argument, Arguments, any_float, geometry, index
+from ..runtime.checks import check_indices, check_number, check_size
+from . import ops
 
 MODES = ("bilinear", "nearest")
+
+_FEATURES = Argument((("S", "C", "Hs", "Ws"),), any_float, gradient=True)
+_SOURCE_INDEX = Argument((("N",),), index, optional=True)
+ARGUMENTS = Arguments(
+    "multi_depth_warp",
+    features=_FEATURES,
+    projection=Argument((("N", 3, 4),), geometry),
+    depths=Argument((("D",), ("N", "D")), geometry),
+    weights=Argument((("N", "D", "H", "W"),), any_float, gradient=True, optional=True),
+    offsets=Argument((("N", "D", "H", "W", 2), ("N", 1, "H", "W", 2)), geometry, gradient=True, optional=True),
+    source_index=_SOURCE_INDEX,
+    limits={"D": (1, None)},
+)
+BEV_ARGUMENTS = Arguments(
+    "bev_warp",
+    features=_FEATURES,
+    transform=Argument((("N", 2, 3),), geometry),
+    source_index=_SOURCE_INDEX,
+)
+OPERATION = ops.register(ARGUMENTS)
 
 
 def multi_depth_warp(
@@ -51,7 +62,7 @@ def multi_depth_warp(
         output_size: (H, W); None = (Hs, Ws).
         mode: "bilinear", or "nearest": the cell at floor(x + 0.5), floor(y + 0.5).
         min_depth: metres, ≥ 0; a hypothesis counts only beyond it.
-        backend: None or "auto", "torch", "triton".
+        backend: None or "auto", "torch", "triton", "definition".
 
     float64 features take float64 projection, depths and offsets too.
 
@@ -64,32 +75,16 @@ def multi_depth_warp(
         TypeError: a dtype is not supported.
         BackendError: the backend asked for cannot serve the call.
     """
-    name = "multi_depth_warp"
-    shapes = Shapes(name)
-    shapes.bind("features", features, "S", "C", "Hs", "Ws")
-    shapes.bind("projection", projection, "N", 3, 4)
+    name = ARGUMENTS.operation
     height, width = _output_size(name, output_size, features)
-    shapes.sizes.update(H=height, W=width)
-    shapes.bind("depths", depths, *(("N", "D") if _ndim(depths) == 2 else ("D",)))
-    if shapes.sizes["D"] == 0:
-        raise ValueError(f"{name}: depths has shape {tuple(depths.shape)}, needs at least one depth")
-    if weights is not None:
-        shapes.bind("weights", weights, "N", "D", "H", "W")
-    if offsets is not None:
-        shared = _ndim(offsets) == 5 and offsets.shape[1] == 1
-        shapes.bind("offsets", offsets, "N", 1 if shared else "D", "H", "W", 2)
-    _check_source_index(name, shapes, source_index)
-    check_dtype(name, "weights", weights, FLOAT_DTYPES)
-    _check_geometry(name, features, projection=projection, depths=depths, offsets=offsets)
-    check_same_device(name, "features", features, weights=weights, source_index=source_index)
-    check_no_grad(name, projection=projection, depths=depths)
-    _check_values(name, mode, source_index, shapes)
-    if not min_depth >= 0:
+    tensors, sizes = ARGUMENTS.check(features, projection, depths, weights, offsets, source_index, H=height, W=width)
+    _check_values(name, mode, source_index, sizes)
+    check_number(name, "min_depth", min_depth, "a depth of at least 0", finite=False)
+    if min_depth < 0:
         raise ValueError(f"{name}: min_depth is {min_depth}, needs a depth of at least 0")
     if depths.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((depths > 0).all()):
         raise ValueError(f"{name}: depths has values from {float(depths.min())}, needs positive ones")
-    arguments = (features, projection, depths, weights, offsets, source_index)
-    return _call(name, backend, *arguments, height, width, mode == "nearest", float(min_depth))
+    return OPERATION(backend, tensors, height, width, mode == "nearest", float(min_depth))
 
 
 def bev_warp(
@@ -113,7 +108,7 @@ def bev_warp(
         mode: "bilinear", or "nearest": the cell at floor(x + 0.5), floor(y + 0.5).
         source_index: (N,) int32 or int64, the source map that each target reads; None = its own, S == N. A CUDA index
             outside [0, S) reads nothing and gives zeros.
-        backend: None or "auto", "torch", "triton".
+        backend: None or "auto", "torch", "triton", "definition".
 
     Returns:
         warped: (N, C, H, W) in the dtype and memory format of `features`.
@@ -124,59 +119,24 @@ def bev_warp(
         TypeError: a dtype is not supported.
         BackendError: the backend asked for cannot serve the call.
     """
-    name = "bev_warp"
-    shapes = Shapes(name)
-    shapes.bind("features", features, "S", "C", "Hs", "Ws")
-    shapes.bind("transform", transform, "N", 2, 3)
+    name = BEV_ARGUMENTS.operation
     height, width = _output_size(name, output_size, features)
-    _check_source_index(name, shapes, source_index)
-    _check_geometry(name, features, transform=transform)
-    check_same_device(name, "features", features, source_index=source_index)
-    check_no_grad(name, transform=transform)
-    _check_values(name, mode, source_index, shapes)
-    arguments = (features, transform, None, None, None, source_index)
-    return _call(name, backend, *arguments, height, width, mode == "nearest", 0.0)
-
-
-def _call(name, backend, *arguments):
-    if choose_backend(backend, *arguments[:6]) == "torch":
-        from .torch import multi_depth_warp as implementation
-    else:
-        from .ops import multi_depth_warp as implementation
-    with annotate(name):
-        return implementation(*arguments)
-
-
-def _ndim(tensor):
-    return tensor.ndim if isinstance(tensor, torch.Tensor) else None
+    (features, transform, source_index), sizes = BEV_ARGUMENTS.check(features, transform, source_index)
+    _check_values(name, mode, source_index, sizes)
+    tensors = (features, transform, None, None, None, source_index)
+    return OPERATION(backend, tensors, height, width, mode == "nearest", 0.0, name=name)
 
 
 def _output_size(name, output_size, features):
     if output_size is None:
-        return tuple(features.shape[2:])
-    if not isinstance(output_size, (tuple, list)) or len(output_size) != 2:
-        raise ValueError(f"{name}: output_size is {output_size!r}, needs (H, W)")
-    if not all(isinstance(size, (int, torch.SymInt)) and size >= 0 for size in output_size):
-        raise ValueError(f"{name}: output_size is {output_size!r}, needs two integers of at least 0")
-    return tuple(output_size)
+        return tuple(features.shape[2:]) if isinstance(features, torch.Tensor) and features.ndim == 4 else (0, 0)
+    return check_size(name, "output_size", output_size)
 
 
-def _check_source_index(name, shapes, source_index):
-    if source_index is not None:
-        shapes.bind("source_index", source_index, "N")
-        check_dtype(name, "source_index", source_index, INDEX_DTYPES)
-    elif shapes.sizes["S"] != shapes.sizes["N"]:
-        sources, targets = shapes.sizes["S"], shapes.sizes["N"]
+def _check_values(name, mode, source_index, sizes):
+    if source_index is None and sizes["S"] != sizes["N"]:
+        sources, targets = sizes["S"], sizes["N"]
         raise ValueError(f"{name}: source_index is None with {sources} sources and {targets} targets, needs an index")
-
-
-def _check_geometry(name, features, **geometry):
-    check_dtype(name, "features", features, FLOAT_DTYPES)
-    check_geometry_dtype(name, features, **geometry)
-    check_same_device(name, "features", features, **geometry)
-
-
-def _check_values(name, mode, source_index, shapes):
     if mode not in MODES:
         raise ValueError(f"{name}: mode is {mode!r}, needs one of {', '.join(MODES)}")
-    check_indices(name, "source_index", source_index, 0, shapes.sizes["S"])
+    check_indices(name, "source_index", source_index, 0, sizes["S"])

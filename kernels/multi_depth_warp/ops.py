@@ -1,28 +1,19 @@
-"""Registration with torch and differentiation of the Triton backend."""
+"""What torch is told about the operation."""
 
 import torch
 
+from ..runtime.arguments import Arguments
 from ..runtime.launch import memory_format
-from ..runtime.library import register
-from ..runtime.nvtx import annotate
-
-_ARGUMENTS = (
-    "Tensor features, Tensor projection, Tensor? depths, Tensor? weights, Tensor? offsets, Tensor? source_index, "
-    "SymInt height, SymInt width, bool nearest, float min_depth"
-)
+from ..runtime.operation import Operation
 
 
-def _forward(*arguments):
-    from .triton import launch_forward
-
-    return launch_forward(*arguments)
-
-
-def _backward(grad, *arguments):
-    from .triton import launch_backward
-
-    with annotate("multi_depth_warp.backward"):
-        return launch_backward(grad, *arguments)
+def register(arguments: Arguments) -> Operation:
+    """Registers the operation with torch. `bev_warp` calls it without depths."""
+    return Operation(
+        arguments, __package__, settings="SymInt height, SymInt width, bool nearest, float min_depth",
+        results=("warped", "coverage"), public=2, saved=list(arguments.arguments), absent=("depths",),
+        fake_forward=_fake_forward, fake_backward=_fake_backward,
+    )  # fmt: skip
 
 
 def _fake_forward(
@@ -34,31 +25,5 @@ def _fake_forward(
     return warped, torch.empty((targets, height, width), dtype=torch.float32, device=features.device)
 
 
-def _fake_backward(grad, features, projection, depths, weights, offsets, *others):
-    return [torch.empty_like(t) for t, needed in zip((features, weights, offsets), others[-1]) if needed]
-
-
-_forward_op = register(f"multi_depth_warp({_ARGUMENTS}) -> (Tensor, Tensor)", _forward, _fake_forward)
-_backward_op = register(
-    f"multi_depth_warp_backward(Tensor grad, {_ARGUMENTS}, bool[3] needs_grad) -> Tensor[]", _backward, _fake_backward
-)
-
-
-class _MultiDepthWarp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *arguments):
-        ctx.save_for_backward(*arguments[:6])
-        ctx.settings = arguments[6:]
-        warped, coverage = _forward_op(*arguments)
-        ctx.mark_non_differentiable(coverage)
-        return warped, coverage
-
-    @staticmethod
-    def backward(ctx, grad, _):
-        needs_grad = [ctx.needs_input_grad[position] for position in (0, 3, 4)]
-        computed = iter(_backward_op(grad, *ctx.saved_tensors, *ctx.settings, needs_grad))
-        dfeatures, dweights, doffsets = (next(computed) if needed else None for needed in needs_grad)
-        return dfeatures, None, None, dweights, doffsets, *[None] * 5
-
-
-multi_depth_warp = _MultiDepthWarp.apply
+def _fake_backward(features, projection, depths, weights, offsets, source_index):
+    return [None if tensor is None else torch.empty_like(tensor) for tensor in (features, weights, offsets)]

@@ -1,4 +1,4 @@
-"""The mathematics in plain PyTorch: any float dtype, any device, differentiated by autograd.
+"""The fast plain PyTorch backend, differentiated by autograd.
 
 The maps are one table of rows, a row for each source cell; a target cell is a bag of weighted rows. So no plane is ever
 stored, and the gradients of weights and offsets pass through the weights of the rows.
@@ -12,7 +12,7 @@ from ..runtime.launch import accumulator_dtype, memory_format
 OUTSIDE = -2  # a coordinate whose neighbour is outside too
 
 
-def multi_depth_warp(
+def forward(
     features, projection, depths, weights, offsets, source_index, height, width, nearest, min_depth
 ):  # fmt: skip
     sources, channels, source_height, source_width = features.shape

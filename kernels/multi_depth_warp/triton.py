@@ -6,16 +6,46 @@ shares of the target cells in the source cells form a matrix, so the sum runs on
 """
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from ..runtime import launch
-from ..runtime.launch import accumulator_dtype, memory_format, strided, triton_dtype
+from ..runtime.launch import Image, Matrix, Vector, accumulator_dtype, memory_format, strided, triton_dtype
 from . import configs
 
 LAST = tl.constexpr(2**31 - 1)
+
+
+class Projection(NamedTuple):
+    """(N, 3, 4) or (N, 2, 3)."""
+
+    ptr: Any
+    target: int
+    row: int
+    column: int
+
+
+class Planes(NamedTuple):
+    """(N, D, H, W), or (N, D, H, W, 2) with components."""
+
+    ptr: Any
+    target: int
+    depth: int
+    row: int
+    column: int
+    component: int = 0
+
+
+class Cover(NamedTuple):
+    """(N, H, W)."""
+
+    ptr: Any
+    target: int
+    row: int
+    column: int
 
 
 @triton.jit
@@ -29,7 +59,7 @@ def _divide(a, b):
 
 @triton.jit
 def _tile(tile, offs, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """Row, column and validity of the cells `offs` of a tile."""
+    """Row, column and validity, each [cells], of the cells `offs` of a tile."""
     tiles_x = tl.cdiv(width, TILE_W)
     v = (tile // tiles_x) * TILE_H + offs // TILE_W
     u = (tile % tiles_x) * TILE_W + offs % TILE_W
@@ -38,14 +68,14 @@ def _tile(tile, offs, height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr)
 
 @triton.jit
 def _cells(image, n, v, u):
-    """Pointers to channel 0 of cells. In 64 bits: any map may exceed 2^31 elements."""
-    return image[0] + n * image[1] + v.to(tl.int64) * image[3] + u.to(tl.int64) * image[4]
+    """[cells] pointers to channel 0. In 64 bits: any map may exceed 2^31 elements."""
+    return image.ptr + n * image.batch + v.to(tl.int64) * image.row + u.to(tl.int64) * image.column
 
 
 @triton.jit
-def _planes(image, n, d, v, u):
-    """Pointers into (N, D, H, W) or (N, D, H, W, 2)."""
-    return image[0] + n * image[1] + d * image[2] + v.to(tl.int64) * image[3] + u * image[4]
+def _planes(planes, n, d, v, u):
+    """[cells] pointers into (N, D, H, W) or to the first component of (N, D, H, W, 2)."""
+    return planes.ptr + n * planes.target + d * planes.depth + v.to(tl.int64) * planes.row + u * planes.column
 
 
 @triton.jit
@@ -53,27 +83,30 @@ def _locate(
     projection, depths, offsets, n, d, v, u, mask, source_h, source_w, min_depth,
     NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Top left cell (left, top) that each location touches, −2 where it counts nothing, and the fractions beyond it."""
-    entry = projection[0] + n * projection[1]
-    column = projection[3]
+    """Top left cell (left, top) that each location touches, −2 where it counts nothing, and the fractions beyond it.
+
+    All blocks are [cells].
+    """
+    entry = projection.ptr + n * projection.target
+    column = projection.column
     across, down = u.to(ACC_DTYPE), v.to(ACC_DTYPE)
     x = tl.load(entry).to(ACC_DTYPE) * across + tl.load(entry + column).to(ACC_DTYPE) * down
     x += tl.load(entry + 2 * column).to(ACC_DTYPE)
-    entry_y = entry + projection[2]
+    entry_y = entry + projection.row
     y = tl.load(entry_y).to(ACC_DTYPE) * across + tl.load(entry_y + column).to(ACC_DTYPE) * down
     y += tl.load(entry_y + 2 * column).to(ACC_DTYPE)
-    if depths[0] is not None:
-        depth = tl.load(depths[0] + n * depths[1] + d * depths[2]).to(ACC_DTYPE)
-        entry_z = entry_y + projection[2]
+    if depths is not None:
+        depth = tl.load(depths.ptr + n * depths.row + d * depths.column).to(ACC_DTYPE)
+        entry_z = entry_y + projection.row
         z = tl.load(entry_z).to(ACC_DTYPE) * across + tl.load(entry_z + column).to(ACC_DTYPE) * down
         z = (z + tl.load(entry_z + 2 * column).to(ACC_DTYPE)) * depth + tl.load(entry_z + 3 * column).to(ACC_DTYPE)
-        mask &= z > min_depth
+        mask &= z > tl.full([], min_depth, ACC_DTYPE)
         x = _divide(x * depth + tl.load(entry + 3 * column).to(ACC_DTYPE), z)
         y = _divide(y * depth + tl.load(entry_y + 3 * column).to(ACC_DTYPE), z)
-    if offsets[0] is not None:
+    if offsets is not None:
         pair = _planes(offsets, n, d, v, u)
         x += tl.load(pair, mask=mask, other=0.0).to(ACC_DTYPE)
-        y += tl.load(pair + offsets[5], mask=mask, other=0.0).to(ACC_DTYPE)
+        y += tl.load(pair + offsets.component, mask=mask, other=0.0).to(ACC_DTYPE)
     shift = 0.5 if NEAREST else 0.0
     left, top = tl.floor(x + shift), tl.floor(y + shift)
     # Tested as floats: what is NaN or huge never becomes an integer.
@@ -85,8 +118,8 @@ def _locate(
 
 @triton.jit
 def _blend(weights, n, d, v, u, mask, depth_count, ACC_DTYPE: tl.constexpr):
-    """The weight of hypothesis d at each cell."""
-    if weights[0] is not None:
+    """[cells]: the weight of hypothesis d."""
+    if weights is not None:
         return tl.load(_planes(weights, n, d, v, u), mask=mask, other=0.0).to(ACC_DTYPE)
     else:
         one = tl.full(v.shape, 1.0, ACC_DTYPE)
@@ -96,26 +129,27 @@ def _blend(weights, n, d, v, u, mask, depth_count, ACC_DTYPE: tl.constexpr):
 @triton.jit
 def _source(source_index, n, sources, mask):
     """The map that target n reads, and `mask` emptied where there is none."""
-    if source_index[0] is None:
+    if source_index is None:
         return n, mask
     else:
-        s = tl.load(source_index[0] + n * source_index[1]).to(tl.int64)
+        s = tl.load(source_index.ptr + n * source_index.step).to(tl.int64)
         return s, mask & (s >= 0) & (s < sources)
 
 
 @triton.jit
 def _corner(features, s, left, top, source_h, source_w, offs_c, mask_c, RIGHT: tl.constexpr, DOWN: tl.constexpr):
     """One of the cells that a location touches: where it is inside [cells], its features [cells, channels]."""
-    column, row = left + RIGHT, top + DOWN
-    inside = (column >= 0) & (column < source_w) & (row >= 0) & (row < source_h)
-    pointers = _cells(features, s, row, column)[:, None] + offs_c.to(tl.int64)[None, :] * features[2]
+    column, row = left + RIGHT, top + DOWN  # [cells]
+    inside = (column >= 0) & (column < source_w) & (row >= 0) & (row < source_h)  # [cells]
+    # [cells, channels]
+    pointers = _cells(features, s, row, column)[:, None] + offs_c.to(tl.int64)[None, :] * features.channel
     return inside, tl.load(pointers, mask=inside[:, None] & mask_c[None, :], other=0.0)
 
 
 @triton.jit
 def multi_depth_warp_forward(
     features, projection, depths, weights, offsets, source_index, warped, coverage,
-    sources, channels, source_h, source_w, depth_count, height, width, min_depth,
+    sources, channels, source_h, source_w, depth_count, height, width, min_depth: tl.float64,
     NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -123,9 +157,9 @@ def multi_depth_warp_forward(
     tiles = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
     pid = tl.program_id(0)
     block_c, tile, n = pid % blocks_c, pid // blocks_c % tiles, (pid // blocks_c // tiles).to(tl.int64)
-    offs_c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    offs_c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
     mask_c = offs_c < channels
-    v, u, mask_p = _tile(tile, tl.arange(0, TILE_H * TILE_W), height, width, TILE_H, TILE_W)
+    v, u, mask_p = _tile(tile, tl.arange(0, TILE_H * TILE_W), height, width, TILE_H, TILE_W)  # [TILE_H · TILE_W]
     s, reads = _source(source_index, n, sources, mask_p)
 
     acc = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
@@ -137,31 +171,31 @@ def multi_depth_warp_forward(
         w = _blend(weights, n, d, v, u, mask_p, depth_count, ACC_DTYPE)
         for corner in tl.static_range(1 if NEAREST else 4):
             inside, f = _corner(features, s, left, top, source_h, source_w, offs_c, mask_c, corner % 2, corner // 2)
-            share = (fx if corner % 2 else 1 - fx) * (fy if corner // 2 else 1 - fy)
+            share = (fx if corner % 2 else 1 - fx) * (fy if corner // 2 else 1 - fy)  # [cells]
             share = tl.where(inside, share * w, 0.0)
             acc += share[:, None] * f.to(ACC_DTYPE)
             covered += share
 
-    out = _cells(warped, n, v, u)[:, None] + offs_c.to(tl.int64)[None, :] * warped[2]
+    out = _cells(warped, n, v, u)[:, None] + offs_c.to(tl.int64)[None, :] * warped.channel
     tl.store(out, acc, mask=mask_p[:, None] & mask_c[None, :])
     if block_c == 0:
-        cover = coverage[0] + n * coverage[1] + v.to(tl.int64) * coverage[2] + u * coverage[3]
+        cover = coverage.ptr + n * coverage.target + v.to(tl.int64) * coverage.row + u * coverage.column
         tl.store(cover, covered, mask=mask_p)
 
 
 @triton.jit
 def multi_depth_warp_backward_target(
     grad, features, projection, depths, weights, offsets, source_index, dweights, doffsets, boxes_ptr,
-    sources, channels, source_h, source_w, depth_count, height, width, min_depth,
+    sources, channels, source_h, source_w, depth_count, height, width, min_depth: tl.float64,
     NEAREST: tl.constexpr, SHARED_OFFSETS: tl.constexpr, ACC_DTYPE: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of weights and offsets, and for each tile and depth the box of source cells that it touches."""
     tiles = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
     tile, n = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
-    v, u, mask_p = _tile(tile, tl.arange(0, TILE_H * TILE_W), height, width, TILE_H, TILE_W)
+    v, u, mask_p = _tile(tile, tl.arange(0, TILE_H * TILE_W), height, width, TILE_H, TILE_W)  # [TILE_H · TILE_W]
     s, reads = _source(source_index, n, sources, mask_p)
-    grad_p = _cells(grad, n, v, u)
+    grad_p = _cells(grad, n, v, u)  # [cells], as are left, top, fx, fy, w and dw below
     dx = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
     dy = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
 
@@ -179,15 +213,15 @@ def multi_depth_warp_backward_target(
             tl.store(box + plane, tl.max(tl.where(counts, left + reach, -1), axis=0))
             tl.store(box + 2 * plane, tl.min(tl.where(counts, top, LAST), axis=0))
             tl.store(box + 3 * plane, tl.max(tl.where(counts, top + reach, -1), axis=0))
-        if dweights[0] is not None or doffsets[0] is not None:
+        if dweights is not None or doffsets is not None:
             dw = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
             if not SHARED_OFFSETS:
                 dx, dy = tl.zeros_like(dx), tl.zeros_like(dy)
             w = _blend(weights, n, d, v, u, mask_p, depth_count, ACC_DTYPE)
             for start_c in range(0, channels, BLOCK_C):
-                offs_c = start_c + tl.arange(0, BLOCK_C)
+                offs_c = start_c + tl.arange(0, BLOCK_C)  # [BLOCK_C]
                 mask_c = offs_c < channels
-                pointers = grad_p[:, None] + offs_c.to(tl.int64)[None, :] * grad[2]
+                pointers = grad_p[:, None] + offs_c.to(tl.int64)[None, :] * grad.channel  # [cells, BLOCK_C], as dout, f
                 dout = tl.load(pointers, mask=mask_p[:, None] & mask_c[None, :], other=0.0).to(ACC_DTYPE)
                 sample = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
                 slope_x = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
@@ -200,24 +234,24 @@ def multi_depth_warp_backward_target(
                     share_x = fx if corner % 2 else 1 - fx
                     share_y = fy if corner // 2 else 1 - fy
                     sample += (share_x * share_y)[:, None] * f
-                    if doffsets[0] is not None and not NEAREST:
+                    if doffsets is not None and not NEAREST:
                         slope_x += (share_y if corner % 2 else -share_y)[:, None] * f
                         slope_y += (share_x if corner // 2 else -share_x)[:, None] * f
-                if dweights[0] is not None:
+                if dweights is not None:
                     dw += tl.where(counts, tl.sum(dout * sample, axis=1), 0.0)
-                if doffsets[0] is not None and not NEAREST:
+                if doffsets is not None and not NEAREST:
                     dx += tl.where(counts, w * tl.sum(dout * slope_x, axis=1), 0.0)
                     dy += tl.where(counts, w * tl.sum(dout * slope_y, axis=1), 0.0)
-            if dweights[0] is not None:
+            if dweights is not None:
                 tl.store(_planes(dweights, n, d, v, u), dw, mask=mask_p)
-            if doffsets[0] is not None and not SHARED_OFFSETS:
+            if doffsets is not None and not SHARED_OFFSETS:
                 pair = _planes(doffsets, n, d, v, u)
                 tl.store(pair, dx, mask=mask_p)
-                tl.store(pair + doffsets[5], dy, mask=mask_p)
-    if doffsets[0] is not None and SHARED_OFFSETS:
+                tl.store(pair + doffsets.component, dy, mask=mask_p)
+    if doffsets is not None and SHARED_OFFSETS:
         pair = _planes(doffsets, n, 0, v, u)
         tl.store(pair, dx, mask=mask_p)
-        tl.store(pair + doffsets[5], dy, mask=mask_p)
+        tl.store(pair + doffsets.component, dy, mask=mask_p)
 
 
 @triton.jit
@@ -229,7 +263,7 @@ def _shares(
     """Of the cells `offs` of a target tile: the tents at the source cells [source cells, cells], the weights [cells],
     and the incoming gradient [cells, channels]."""
     v, u, mask_p = _tile(tile, offs, height, width, TILE_H, TILE_W)
-    pointers = _cells(grad, n, v, u)[:, None] + offs_c.to(tl.int64)[None, :] * grad[2]
+    pointers = _cells(grad, n, v, u)[:, None] + offs_c.to(tl.int64)[None, :] * grad.channel
     # Not masked by what counts, so that the loads need not wait for one another.
     dout = tl.load(pointers, mask=mask_p[:, None] & mask_c[None, :], other=0.0)
     w = _blend(weights, n, d, v, u, mask_p, depth_count, ACC_DTYPE)
@@ -237,7 +271,7 @@ def _shares(
         projection, depths, offsets, n, d, v, u, mask_p, source_h, source_w, min_depth, NEAREST, ACC_DTYPE
     )
     # Nearest: the fractions are 0, and so are all tents but that of the cell itself.
-    tent_x = tl.maximum(1 - tl.abs((left + fx)[None, :] - sx[:, None]), 0.0)
+    tent_x = tl.maximum(1 - tl.abs((left + fx)[None, :] - sx[:, None]), 0.0)  # [source cells, cells], as tent_y
     tent_y = tl.maximum(1 - tl.abs((top + fy)[None, :] - sy[:, None]), 0.0)
     return tent_x * tent_y, w, dout
 
@@ -258,20 +292,20 @@ def _walk(
     boxes = depth_count * tiles
     plane = tl.cast(targets, tl.int64) * boxes
     offs_s = tl.arange(0, SOURCE_H * SOURCE_W)
-    sx, sy = first_x + offs_s % SOURCE_W, first_y + offs_s // SOURCE_W
+    sx, sy = first_x + offs_s % SOURCE_W, first_y + offs_s // SOURCE_W  # [SOURCE_H · SOURCE_W]
     acc = tl.zeros([SOURCE_H * SOURCE_W, offs_c.shape[0]], dtype=ACC_DTYPE)
     for start_n in range(0, targets, BLOCK_N):
-        offs_n = start_n + tl.arange(0, BLOCK_N)
+        offs_n = start_n + tl.arange(0, BLOCK_N)  # [BLOCK_N], as index and reads
         index = offs_n.to(tl.int64)
-        if source_index[0] is not None:
-            index = tl.load(source_index[0] + index * source_index[1], mask=offs_n < targets, other=-1).to(tl.int64)
+        if source_index is not None:
+            index = tl.load(source_index.ptr + index * source_index.step, mask=offs_n < targets, other=-1).to(tl.int64)
         reads = (index == s) & (offs_n < targets)
         for _ in range(tl.sum(reads.to(tl.int32), axis=0)):
             n32 = tl.min(tl.where(reads, offs_n, LAST), axis=0)
             reads &= offs_n > n32
             n = n32.to(tl.int64)
             for start_b in range(0, boxes, BLOCK_B):
-                offs_b = start_b + tl.arange(0, BLOCK_B)
+                offs_b = start_b + tl.arange(0, BLOCK_B)  # [BLOCK_B], as all about boxes
                 mask_b = offs_b < boxes
                 box = boxes_ptr + n * boxes + offs_b
                 near = mask_b & (tl.load(box, mask=mask_b, other=LAST) < first_x + SOURCE_W)
@@ -297,7 +331,7 @@ def _walk(
                             source_h, source_w, depth_count, height, width, min_depth,
                             NEAREST, ACC_DTYPE, TILE_H, TILE_W,
                         )  # fmt: skip
-                        share = (tent * w[None, :]).to(DOT_DTYPE)
+                        share = (tent * w[None, :]).to(DOT_DTYPE)  # [source cells, cells]
                         acc = tl.dot(share, dout.to(DOT_DTYPE), acc, input_precision=PRECISION, out_dtype=ACC_DTYPE)
     return acc
 
@@ -305,7 +339,7 @@ def _walk(
 @triton.jit
 def multi_depth_warp_backward_features(
     grad, projection, depths, weights, offsets, source_index, boxes_ptr, dfeatures,
-    targets, channels, source_h, source_w, depth_count, height, width, min_depth,
+    targets, channels, source_h, source_w, depth_count, height, width, min_depth: tl.float64,
     NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr, DOT_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, SOURCE_H: tl.constexpr, SOURCE_W: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
@@ -315,7 +349,7 @@ def multi_depth_warp_backward_features(
     tiles = tl.cdiv(source_h, SOURCE_H) * tiles_x
     pid = tl.program_id(0)
     block_c, tile, s = pid % blocks_c, pid // blocks_c % tiles, (pid // blocks_c // tiles).to(tl.int64)
-    offs_c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    offs_c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
     mask_c = offs_c < channels
     first_x, first_y = (tile % tiles_x) * SOURCE_W, (tile // tiles_x) * SOURCE_H
     acc = _walk(
@@ -329,8 +363,10 @@ def multi_depth_warp_backward_features(
             targets, source_h, source_w, depth_count, height, width, min_depth,
             NEAREST, True, ACC_DTYPE, DOT_DTYPE, PRECISION, TILE_H, TILE_W, SOURCE_H, SOURCE_W, BLOCK_N, BLOCK_B,
         )  # fmt: skip
-    row, column, mask_p = _tile(tile, tl.arange(0, SOURCE_H * SOURCE_W), source_h, source_w, SOURCE_H, SOURCE_W)
-    out = _cells(dfeatures, s, row, column)[:, None] + offs_c.to(tl.int64)[None, :] * dfeatures[2]
+    offs_s = tl.arange(0, SOURCE_H * SOURCE_W)  # [source cells]
+    row, column, mask_p = _tile(tile, offs_s, source_h, source_w, SOURCE_H, SOURCE_W)
+    # [source cells, BLOCK_C]
+    out = _cells(dfeatures, s, row, column)[:, None] + offs_c.to(tl.int64)[None, :] * dfeatures.channel
     tl.store(out, acc, mask=mask_p[:, None] & mask_c[None, :])
 
 
@@ -347,6 +383,13 @@ def _prepare(features, projection, depths, weights, offsets):
     return depths, None if offsets is None else offsets.expand(-1, count, -1, -1, -1), count, dtype, settings
 
 
+def _geometry(projection, depths, weights, offsets, source_index):
+    return (
+        strided(Projection, projection), strided(Matrix, depths), strided(Planes, weights), strided(Planes, offsets),
+        strided(Vector, source_index),
+    )  # fmt: skip
+
+
 def launch_forward(
     features, projection, depths, weights, offsets, source_index, height, width, nearest, min_depth
 ):  # fmt: skip
@@ -361,7 +404,8 @@ def launch_forward(
     programs = targets * tiles * max(1, triton.cdiv(channels, config["BLOCK_C"]))
     if programs:
         multi_depth_warp_forward[(programs,)](
-            *(strided(t) for t in (features, projection, depths, weights, offsets, source_index, warped, coverage)),
+            strided(Image, features), *_geometry(projection, depths, weights, offsets, source_index),
+            strided(Image, warped), strided(Cover, coverage),
             sources, channels, source_h, source_w, count, height, width, min_depth,
             NEAREST=nearest, ACC_DTYPE=triton_dtype(dtype), **config,
         )  # fmt: skip
@@ -372,8 +416,8 @@ def launch_backward(
     grad, features, projection, depths, weights, offsets, source_index, height, width, nearest, min_depth, needs_grad
 ):  # fmt: skip
     inputs = (features, weights, offsets)
-    grads = [torch.empty_like(t) if needed else None for t, needed in zip(inputs, needs_grad)]
-    dfeatures, dweights, doffsets = grads
+    gradients = [torch.empty_like(t) if needed else None for t, needed in zip(inputs, needs_grad)]
+    dfeatures, dweights, doffsets = gradients
     sources, channels, source_h, source_w = features.shape
     targets = projection.shape[0]
     shared_offsets = offsets is not None and offsets.shape[1] == 1
@@ -381,14 +425,15 @@ def launch_backward(
     target_config, source_config = configs.backward_target(*settings), configs.backward_features(*settings)
     target_tile = {key: target_config[key] for key in ("TILE_H", "TILE_W")}
     tiles = triton.cdiv(height, target_tile["TILE_H"]) * triton.cdiv(width, target_tile["TILE_W"])
-    geometry = tuple(strided(t) for t in (projection, depths, weights, offsets, source_index))
+    geometry = _geometry(projection, depths, weights, offsets, source_index)
     common = dict(NEAREST=nearest, ACC_DTYPE=triton_dtype(dtype))
     boxes = None
     if dfeatures is not None:
         boxes = torch.empty((4, targets, count, tiles), dtype=torch.int32, device=features.device)
     if targets * tiles:
         multi_depth_warp_backward_target[(targets * tiles,)](
-            strided(grad), strided(features), *geometry, strided(dweights), strided(doffsets), boxes,
+            strided(Image, grad), strided(Image, features), *geometry, strided(Planes, dweights),
+            strided(Planes, doffsets), boxes,
             sources, channels, source_h, source_w, count, height, width, min_depth,
             SHARED_OFFSETS=shared_offsets, **common, **target_config,
         )  # fmt: skip
@@ -397,8 +442,8 @@ def launch_backward(
         programs = sources * math.prod(triton.cdiv(size, source_config[block]) for size, block in blocks)
         dot_dtype, precision = configs.dot(features.dtype, dtype)
         multi_depth_warp_backward_features[(programs,)](
-            strided(grad), *geometry, boxes, strided(dfeatures),
+            strided(Image, grad), *geometry, boxes, strided(Image, dfeatures),
             targets, channels, source_h, source_w, count, height, width, min_depth,
             DOT_DTYPE=triton_dtype(dot_dtype), PRECISION=precision, **common, **target_tile, **source_config,
         )  # fmt: skip
-    return [g for g in grads if g is not None]
+    return gradients

@@ -1,1 +1,2 @@
-"""What every operation needs: backend choice, argument checks, op registration, kernel configurations, NVTX ranges."""
+"""What every operation needs, written once: argument tables and checks, backend choice, registration and gradients,
+launches, the shared parts of attention, and profiler ranges."""

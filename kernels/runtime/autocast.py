@@ -1,12 +1,24 @@
-"""Autocast: custom operators do not follow it by themselves."""
+"""Autocast, which custom operators do not follow by themselves."""
+
+from contextlib import nullcontext
 
 import torch
 
+_NOTHING = nullcontext()
+
 
 def to_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` in the autocast dtype of its device where autocast is on, float64 excepted."""
-    device = tensor.device.type
+    """Returns `tensor` in the autocast dtype of its device where autocast is on, float64 excepted."""
     castable = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    if castable and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return tensor.to(torch.get_autocast_dtype(device))
+    if castable and _is_on(tensor.device.type):
+        return tensor.to(torch.get_autocast_dtype(tensor.device.type))
     return tensor
+
+
+def without_autocast(device_type: str):
+    """Returns a context manager in which the operations of torch compute in the dtypes of their inputs."""
+    return torch.autocast(device_type, enabled=False) if _is_on(device_type) else _NOTHING
+
+
+def _is_on(device_type):
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

@@ -1,13 +1,57 @@
-"""What a launch needs to know about the device, in one form for every operation's `configs.py`."""
+"""What a launch needs to know about tensors and the device, in one form for every operation.
+
+A kernel takes a tensor as a named tuple: its pointer and its strides by name. An absent tensor is None.
+"""
 
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
 
+class Vector(NamedTuple):
+    """A tensor (N,)."""
+
+    ptr: Any
+    step: int
+
+
+class Matrix(NamedTuple):
+    """A tensor (rows, columns)."""
+
+    ptr: Any
+    row: int
+    column: int
+
+
+class Image(NamedTuple):
+    """A tensor (N, C, H, W)."""
+
+    ptr: Any
+    batch: int
+    channel: int
+    row: int
+    column: int
+
+
+class Heads(NamedTuple):
+    """A tensor (blocks, length, heads, dim) of queries, keys or values."""
+
+    ptr: Any
+    block: int
+    row: int
+    head: int
+    column: int
+
+
+def strided(kind, tensor: torch.Tensor | None):
+    """Returns `tensor` as the named tuple `kind`, or None where it is absent."""
+    return None if tensor is None else kind(tensor, *tensor.stride())
+
+
 @cache
 def architecture(device: torch.device) -> str:
-    """ "sm_90", "gfx942", …, or "interpreter" for a tensor that is not on a GPU."""
+    """Returns "sm_90", "gfx942", …, or "interpreter" for a tensor that is not on a GPU."""
     if device.type != "cuda":
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)
@@ -18,7 +62,7 @@ def architecture(device: torch.device) -> str:
 
 @cache
 def triton_dtype(dtype: torch.dtype):
-    """The triton name of a torch dtype, for `ACC_DTYPE` and its like."""
+    """Returns triton's name of a torch dtype, for `ACC_DTYPE` and its like."""
     import triton.language as tl
 
     return {
@@ -30,21 +74,16 @@ def triton_dtype(dtype: torch.dtype):
 
 
 def accumulator_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """float32, or float64 when any operand is float64."""
+    """Returns float32, or float64 when any operand is float64."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def strided(tensor: torch.Tensor | None) -> tuple:
-    """A kernel argument: (pointer, strides…), or (None,) for a tensor that is absent."""
-    return (None,) if tensor is None else (tensor, *tensor.stride())
-
-
 def rows_follow(*tensors: torch.Tensor | None) -> bool:
-    """Whether in every (N, C, H, W) tensor the cells of a map are evenly spaced, row after row."""
+    """Returns whether in every (N, C, H, W) tensor the cells of a map are evenly spaced, row after row."""
     return all(t is None or t.shape[2] == 1 or t.stride(2) == t.shape[3] * t.stride(3) for t in tensors)
 
 
 def memory_format(images: torch.Tensor) -> torch.memory_format:
-    """Of results that are to have the layout of `images` (N, C, H, W), which need not be dense."""
+    """Returns the format of results that shall lie as `images` (N, C, H, W) do, which need not be dense."""
     channels_last = images.shape[1] > 1 and images.stride(1) == 1
     return torch.channels_last if channels_last else torch.contiguous_format

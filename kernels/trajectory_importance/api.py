@@ -1,14 +1,18 @@
 """The public function."""
 
-import math
-
 import torch
 
-from ..runtime.backends import choose_backend
-from ..runtime.checks import Shapes, check_dtype, check_no_grad, check_same_device
-from ..runtime.nvtx import annotate
+from ..runtime.arguments import Argument, Arguments, boolean
+from ..runtime.checks import check_number, check_size
+from . import ops
 
-NAME = "trajectory_importance"
+ARGUMENTS = Arguments(
+    "trajectory_importance",
+    points=Argument((("N", "T", 2),), lambda first: (torch.float32, torch.float64)),
+    valid=Argument((("N", "T"),), boolean),
+)
+OPERATION = ops.register(ARGUMENTS)
+SMALLEST, LARGEST = 1e-37, 3e38  # sigmas that float32 can hold, a quarter of them too
 
 
 def trajectory_importance(
@@ -24,30 +28,19 @@ def trajectory_importance(
         valid: (N, T) bool.
         size: (H, W) of the result.
         sigma: > 0, in cells.
-        backend: None or "auto", "torch", "triton".
+        backend: None or "auto", "torch", "triton", "definition".
 
     Returns:
         (N, H, W) float32 in [0, 1].
 
     Raises:
         ValueError: a shape, a device, `size` or `sigma` does not fit, or `points` requires grad.
-        TypeError: a dtype is not supported.
+        TypeError: a dtype is not supported, or `sigma` is no number.
         BackendError: the backend asked for cannot serve the call.
     """
-    shapes = Shapes(NAME)
-    shapes.bind("points", points, "N", "T", 2)
-    shapes.bind("valid", valid, "N", "T")
-    if len(size) != 2 or min(size) < 0:
-        raise ValueError(f"{NAME}: size is {tuple(size)}, needs (height, width), each at least 0")
-    if not (sigma > 0 and math.isfinite(sigma)):
-        raise ValueError(f"{NAME}: sigma is {sigma}, needs a finite number above 0")
-    check_dtype(NAME, "points", points, (torch.float32, torch.float64))
-    check_dtype(NAME, "valid", valid, (torch.bool,))
-    check_same_device(NAME, "points", points, valid=valid)
-    check_no_grad(NAME, points=points)
-    if choose_backend(backend, points, valid) == "torch":
-        from .torch import trajectory_importance as implementation
-    else:
-        from .ops import trajectory_importance as implementation
-    with annotate(NAME):
-        return implementation(points.detach(), valid, *size, sigma)
+    tensors, _ = ARGUMENTS.check(points, valid)
+    height, width = check_size(ARGUMENTS.operation, "size", size)
+    check_number(ARGUMENTS.operation, "sigma", sigma)
+    if not sigma > 0:
+        raise ValueError(f"{ARGUMENTS.operation}: sigma is {sigma}, needs a finite number above 0")
+    return OPERATION(backend, tensors, height, width, min(max(float(sigma), SMALLEST), LARGEST))

@@ -1,20 +1,18 @@
-"""Registration of the Triton backend with torch."""
+"""What torch is told about the operation. It has no gradients."""
 
-from ..runtime.library import register
+import torch
+
+from ..runtime.arguments import Arguments
+from ..runtime.operation import Operation
 
 
-def _forward(points, valid, height, width, sigma):
-    from .triton import launch_forward
-
-    return launch_forward(points, valid, height, width, sigma)
+def register(arguments: Arguments) -> Operation:
+    """Registers the operation with torch."""
+    return Operation(
+        arguments, __package__, settings="SymInt height, SymInt width, float sigma",
+        fake_forward=_fake_forward, fake_backward=None,
+    )  # fmt: skip
 
 
 def _fake_forward(points, valid, height, width, sigma):
-    return points.new_empty((points.shape[0], height, width)).float()
-
-
-trajectory_importance = register(
-    "trajectory_importance(Tensor points, Tensor valid, SymInt height, SymInt width, float sigma) -> Tensor",
-    _forward,
-    _fake_forward,
-)
+    return points.new_empty((points.shape[0], height, width), dtype=torch.float32)

@@ -1,25 +1,28 @@
 """The public function."""
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 
-from ..runtime.autocast import to_autocast_dtype
-from ..runtime.backends import choose_backend
-from ..runtime.checks import (
-    FLOAT_DTYPES,
-    Shapes,
-    check_dtype,
-    check_geometry_dtype,
-    check_no_grad,
-    check_same_device,
-)
-from ..runtime.nvtx import annotate
+from ..runtime.arguments import Argument, Arguments, any_float, geometry, same_float, wide_only_beside_wide
+from ..runtime.checks import check_number
+from . import ops
 
 NAME = "window_bias_attention"
-MIN_DIM, MAX_DIM = 16, 128
+_TOKENS = (("B", "Lk", "heads", "dim"),)
+ARGUMENTS = Arguments(
+    NAME,
+    query=Argument((("B", "Lq", "heads", "dim"),), any_float, gradient=True, autocast=True),
+    key=Argument(_TOKENS, same_float, gradient=True, autocast=True),
+    value=Argument(_TOKENS, same_float, gradient=True, autocast=True),
+    centers=Argument((("B", "Lq", "maps", 2),), geometry),
+    # Under autocast weights come in any dtype that the layers before them chose.
+    weights=Argument((("B", "Lq", "maps"),), wide_only_beside_wide, gradient=True),
+    bias_scale=Argument(((),), geometry, gradient=True),
+    limits={"dim": (16, 128)},
+)
+OPERATION = ops.register(ARGUMENTS)
 
 
 class TokenMap(NamedTuple):
@@ -69,68 +72,43 @@ def window_bias_attention(
         min_scale, max_scale: limits of `bias_scale`.
         max_bias: limit of the bias, both ways.
         scale: factor on query · key; None = dim ** −0.5.
-        backend: None or "auto", "torch", "triton".
+        backend: None or "auto", "torch", "triton", "definition".
 
     Returns:
         (B, Lq, heads, dim) in `query`'s dtype (under autocast: the autocast dtype), contiguous.
 
     Raises:
-        ValueError: a shape, a device, a map or a limit does not fit, or `centers` requires grad.
+        ValueError: a shape, a device, a map, a limit or `scale` does not fit, or `centers` requires grad.
         TypeError: a dtype is not supported, or query, key and value differ.
         BackendError: the backend asked for cannot serve the call.
     """
-    _validate_shapes(query, key, value, centers, weights, bias_scale, maps)
-    query, key, value = (to_autocast_dtype(tensor) for tensor in (query, key, value))
-    _validate_contents(query, key, value, centers, weights, bias_scale)
-    _validate_numbers(min_scale, max_scale, max_bias, scale)
-    tensors = (query, key, value, centers.detach(), weights, bias_scale)
+    flat_maps = _flat(maps)
+    keys = sum(height * width for height, width in zip(flat_maps[::3], flat_maps[1::3]))
+    tensors, sizes = ARGUMENTS.check(query, key, value, centers, weights, bias_scale, maps=len(maps), Lk=keys)
+    _check_numbers(min_scale, max_scale, max_bias, scale)
     limits = (float(min_scale), float(max_scale), float(max_bias))
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    flat_maps = tuple(number for token_map in maps for number in token_map)
-    backend = choose_backend(backend, *tensors)
-    from .ops import window_bias_attention as implementation
-
-    with annotate(NAME):
-        return implementation(*tensors, flat_maps, *limits, scale, backend)
+    return OPERATION(backend, tensors, flat_maps, *limits, sizes["dim"] ** -0.5 if scale is None else float(scale))
 
 
-def _validate_shapes(query, key, value, centers, weights, bias_scale, maps):
-    if len(maps) == 0:
-        raise ValueError(f"{NAME}: maps is empty, needs at least one TokenMap")
+def _flat(maps):
+    """The maps as (height, width, window, height, …)."""
+    if not isinstance(maps, Sequence) or len(maps) == 0:
+        raise ValueError(f"{NAME}: maps is {maps!r}, needs at least one TokenMap")
     for position, token_map in enumerate(maps):
-        if len(token_map) != 3 or not all(isinstance(number, int) and number > 0 for number in token_map):
-            raise ValueError(
-                f"{NAME}: maps[{position}] is {tuple(token_map)}, "
-                "needs TokenMap(height, width, window) of integers above 0"
-            )
-    shapes = Shapes(NAME, maps=len(maps), Lk=sum(height * width for height, width, _ in maps))
-    dim = shapes.bind("query", query, "B", "Lq", "heads", "dim")[-1]
-    if not MIN_DIM <= dim <= MAX_DIM:
-        raise ValueError(f"{NAME}: query has dim {dim}, needs {MIN_DIM} to {MAX_DIM}")
-    shapes.bind("key", key, "B", "Lk", "heads", "dim")
-    shapes.bind("value", value, "B", "Lk", "heads", "dim")
-    shapes.bind("centers", centers, "B", "Lq", "maps", 2)
-    shapes.bind("weights", weights, "B", "Lq", "maps")
-    shapes.bind("bias_scale", bias_scale)
+        numbers = tuple(token_map) if isinstance(token_map, Sequence) else token_map
+        integers = isinstance(numbers, tuple) and all(isinstance(n, int) and n > 0 for n in numbers)
+        if not integers or len(numbers) != 3:
+            needed = "TokenMap(height, width, window) of integers above 0"
+            raise ValueError(f"{NAME}: maps[{position}] is {numbers!r}, needs {needed}")
+    return tuple(number for token_map in maps for number in token_map)
 
 
-def _validate_contents(query, key, value, centers, weights, bias_scale):
-    check_dtype(NAME, "query", query, FLOAT_DTYPES)
-    check_dtype(NAME, "key", key, (query.dtype,))
-    check_dtype(NAME, "value", value, (query.dtype,))
-    check_geometry_dtype(NAME, query, centers=centers, bias_scale=bias_scale)
-    # Under autocast weights come in any dtype that the layers before them chose.
-    check_dtype(NAME, "weights", weights, [t for t in FLOAT_DTYPES if t != torch.float64 or query.dtype == t])
-    others = dict(key=key, value=value, centers=centers, weights=weights, bias_scale=bias_scale)
-    check_same_device(NAME, "query", query, **others)
-    check_no_grad(NAME, centers=centers)
-
-
-def _validate_numbers(min_scale, max_scale, max_bias, scale):
-    for argument, number in dict(min_scale=min_scale, max_scale=max_scale, max_bias=max_bias, scale=scale).items():
-        if not isinstance(number, Real) and not (argument == "scale" and number is None):
-            raise TypeError(f"{NAME}: {argument} is a {type(number).__name__}, needs a number")
-    if not min_scale <= max_scale:
+def _check_numbers(min_scale, max_scale, max_bias, scale):
+    for argument, number in dict(min_scale=min_scale, max_scale=max_scale, max_bias=max_bias).items():
+        check_number(NAME, argument, number, finite=False)
+    if scale is not None:
+        check_number(NAME, "scale", scale, "a finite number or None")
+    if min_scale > max_scale:
         raise ValueError(f"{NAME}: min_scale is {min_scale} and max_scale {max_scale}, needs min_scale ≤ max_scale")
-    if not max_bias >= 0:
+    if max_bias < 0:
         raise ValueError(f"{NAME}: max_bias is {max_bias}, needs at least 0")

@@ -1,4 +1,4 @@
-"""The mathematics in plain PyTorch, for any float dtype and device, some rows of a map at a time.
+"""The fast plain PyTorch backend, its gradients written by hand: some rows of a map at a time.
 
 A window touches few chunks of the keys. The queries whose window touches a chunk attend to it with their bias, in
 blocks, scores and all. For all others the chunk is plain attention; on the CPU PyTorch's flash kernel does it, the
@@ -180,8 +180,7 @@ def backward(
     dweights = torch.where(passes, dvalues * s, 0).to(weights.dtype)
     within = (bias_scale >= min_scale) & (bias_scale <= max_scale)
     dscale = torch.where(within, torch.where(passes, dvalues * wide, 0).sum(), 0).to(bias_scale.dtype)
-    computed = (dq.to(query.dtype), dkey, dvalue, dweights, dscale)
-    return [gradient for gradient, needed in zip(computed, needs_grad) if needed]
+    return dq.to(query.dtype), dkey, dvalue, dweights, dscale
 
 
 def _backward_one(g, q, out, lse, key, value, centers, values, maps, scale, dq, dkey, dvalue, dvalues):

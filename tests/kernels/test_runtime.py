@@ -1,12 +1,17 @@
 """Backend choice and profiler ranges, the same for every operation."""
 
+import importlib
+import sys
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from rigfuse.kernels import BackendError, gated_fusion
-from rigfuse.kernels.runtime import backends
+from rigfuse.kernels.runtime import backends, operation
+from rigfuse.kernels.runtime import nvtx as ranges
 from rigfuse.kernels.runtime.backends import choose_backend
-from support.operations import OPERATIONS, forward_and_gradients
+from support.operations import EXAMPLES, run
 
 CPU = torch.zeros(2)
 BFLOAT16 = torch.zeros(2, dtype=torch.bfloat16)
@@ -39,7 +44,9 @@ def test_the_environment_changes_auto_only(no_preference, monkeypatch):
     monkeypatch.setenv("RIGFUSE_BACKEND", "")
     assert choose_backend(None, CPU) == "triton"
     monkeypatch.setenv("RIGFUSE_BACKEND", "tritan")
-    with pytest.raises(BackendError, match="RIGFUSE_BACKEND is 'tritan'; choose one of auto, torch, triton"):
+    with pytest.raises(
+        BackendError, match="RIGFUSE_BACKEND is 'tritan'; choose one of auto, torch, triton, definition"
+    ):
         choose_backend(None, CPU)
 
 
@@ -62,10 +69,62 @@ def test_ranges_show_in_the_profiler(device):
     assert {"rigfuse::gated_fusion", "rigfuse::gated_fusion.backward"} <= names
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_repeats_itself_bit_for_bit(name, device, monkeypatch):
-    monkeypatch.setenv("RIGFUSE_BACKEND", "triton" if device == "cuda" else "torch")
-    call, inputs = OPERATIONS[name](device, torch.float32)
-    first, second = (forward_and_gradients(call, inputs) for _ in range(2))
-    assert all(result.isfinite().all() and result.any() for result in first)
-    assert all(torch.equal(one, other) for one, other in zip(first, second))
+def test_without_the_package_nvtx_the_profiler_alone_sees_the_ranges(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvtx", None)
+    try:
+        importlib.reload(ranges)
+        assert ranges.nvtx is None
+        with ranges.annotate("quiet"), torch.profiler.profile() as profile, ranges.annotate("seen"):
+            pass
+    finally:
+        monkeypatch.undo()
+        importlib.reload(ranges)
+    assert "rigfuse::seen" in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_kernels_are_launched_on_the_device_of_their_tensors(name, monkeypatch, device):
+    """triton takes the current device, which may be another GPU: forward and backward launch under the guard only."""
+    example = EXAMPLES[name]
+    guarded, launched = [], []
+
+    @contextmanager
+    def guard(tensor):
+        guarded.append(tensor.device)
+        yield
+        guarded.pop()
+
+    def watched(function):
+        def launch(first, *others):
+            launched.append(function.__name__)
+            assert guarded == [first.device]
+            return function(first, *others)
+
+        return launch
+
+    triton = importlib.import_module(f"{example.function.__module__.removesuffix('.api')}.triton")
+    for launch in ("launch_forward", "launch_backward"):
+        if hasattr(triton, launch):
+            monkeypatch.setattr(triton, launch, watched(getattr(triton, launch)))
+    monkeypatch.setattr(torch.cuda, "device_of", guard)
+    run(example, example.make(torch.float32, device, example.tiny), backend="triton")
+    assert launched == ["launch_forward", "launch_backward"][: 1 + bool(example.table.gradients)] and not guarded
+
+
+def test_the_guard_is_torch_s_own(device):
+    assert isinstance(operation.on_device_of(torch.zeros(1, device=device)), torch.cuda.device_of)
+
+
+def test_an_interpreter_that_cannot_run_says_so_in_one_line(no_preference, monkeypatch):
+    """triton 3.6 on numpy 2.5."""
+    versions = dict(triton="3.6.0", numpy="2.5.1")
+    monkeypatch.setattr(backends.metadata, "version", versions.get)
+    fault = backends.interpreter_fault()
+    assert fault is not None and "\n" not in fault
+    monkeypatch.setattr(backends, "interpreting", lambda: True)
+    monkeypatch.setattr(backends, "INTERPRETER_FAULT", fault)
+    with pytest.raises(BackendError, match="cannot serve this call: the interpreter of triton 3.6 fails on numpy 2.5"):
+        choose_backend("triton", CPU)
+    assert choose_backend(None, CPU) == "torch"
+    versions["triton"] = "3.7.0"
+    assert backends.interpreter_fault() is None

@@ -24,6 +24,11 @@ def dtype(request, device):
     return getattr(torch, request.param)
 
 
+@pytest.fixture(params=["definition", "torch", "triton"])
+def any_backend(request):
+    return request.param
+
+
 @pytest.fixture
 def guarded_allocations(monkeypatch):
     """Every `torch.empty*` is filled with NaN and lies between guard bands, which must be intact at the end."""

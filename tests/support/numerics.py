@@ -1,5 +1,7 @@
 """Tolerances taken from an error budget instead of a number somebody chose."""
 
+from functools import partial
+
 import torch
 
 
@@ -23,6 +25,43 @@ def assert_within_budget(actual, exact, plain, *, what=""):
     )
 
 
-def gradients(output, inputs, grad):
-    """The gradients of `output` against `grad` for each of `inputs` that asks for one."""
-    return torch.autograd.grad(output, [t for t in inputs if t is not None and t.requires_grad], grad)
+def assert_as_exact_as_the_definition(call, inputs, grad, backend, *, names=None, rtol=1e-11, plain=None):
+    """`call(*inputs, backend=…)` and its gradients equal those of the definition.
+
+    In float64 to `rtol`, otherwise within the budget of the definition in the same dtype. On a single number a
+    formulation may be exact by luck: it is judged with the gradient before it, or held to a multiple of the rounding.
+    plain: another formulation that sets the budget, where the definition rounds less than can be asked for.
+    """
+
+    def evaluate(function, tensors):
+        out = function(*tensors)
+        out = out if isinstance(out, tuple) else (out,)
+        wanted = [t for t in tensors if t is not None and t.requires_grad]
+        return [*out, *torch.autograd.grad(out[0], wanted, grad.to(out[0].dtype))]
+
+    def widen(t):
+        wide = t.detach().double() if t is not None and t.is_floating_point() else t
+        return wide.requires_grad_() if t is not None and t.requires_grad else wide
+
+    definition = partial(call, backend="definition")
+    actual, plain = evaluate(partial(call, backend=backend), inputs), evaluate(plain or definition, inputs)
+    exact = evaluate(definition, [widen(t) for t in inputs])
+    double = any(t is not None and t.dtype == torch.float64 for t in inputs)
+    for number, (one, true, other) in enumerate(zip(actual, exact, plain)):
+        what = names[number] if names else f"result {number}"
+        assert one.dtype == other.dtype and one.shape == other.shape, what
+        if double:
+            tolerance = rtol if one.dtype == torch.float64 else 2e-7
+            torch.testing.assert_close(
+                one.double(), true.double(), rtol=tolerance, atol=tolerance, equal_nan=True,
+                msg=lambda m: f"{what}: {m}",  # noqa: B023
+            )  # fmt: skip
+        elif one.ndim == 0 and one.dtype == actual[number - 1].dtype:
+            results = [(group[number - 1].flatten(), group[number][None]) for group in (actual, exact, plain)]
+            assert_within_budget(*(torch.cat(pair) for pair in results), what=what)
+        elif one.ndim == 0:
+            eps = torch.finfo(inputs[0].dtype).eps
+            torch.testing.assert_close(one.double(), true.double(), rtol=50 * eps, atol=1e-5)
+        else:
+            assert_within_budget(one, true, other, what=what)
+    return actual

@@ -1,103 +1,91 @@
-"""One representative call of every operation, for the checks that are the same for all of them."""
+"""Calls of the operations in `bench/examples.py`, for the checks that are the same for all of them."""
+
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rigfuse.kernels import (
-    TokenMap,
-    bev_warp,
-    bias_softmax,
-    cross_camera_attention,
-    gated_fusion,
-    multi_depth_warp,
-    trajectory_importance,
-    window_bias_attention,
-)
+from rigfuse.bench.examples import EXAMPLES as EXAMPLES
+from rigfuse.bench.examples import Example
 
-
-def _images(*shape, dtype, device):
-    return torch.randn(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last).requires_grad_()
-
-
-def _projection(count, device):
-    """A camera that moved and turned a little, and looks at cells of a 28 × 50 map."""
-    projection = torch.eye(3, 4).repeat(count, 1, 1) + 0.02 * torch.randn(count, 3, 4)
-    projection[:, 2, :2] *= 1e-3
-    return projection.to(device)
-
-
-def warp_case(device, dtype):
-    features = _images(4, 96, 28, 50, dtype=dtype, device=device)
-    weights = torch.rand(6, 2, 28, 50, device=device).requires_grad_()
-    offsets = torch.randn(6, 2, 28, 50, 2, device=device).requires_grad_()
-    index = torch.tensor([0, 0, 1, 3, 3, 2], device=device)
-    geometry = (_projection(6, device), torch.tensor([10.0, 30.0], device=device))
-
-    def call(features, weights, offsets):
-        return multi_depth_warp(features, *geometry, weights=weights, offsets=offsets, source_index=index)[0]
-
-    return call, (features, weights, offsets)
-
-
-def bev_case(device, dtype):
-    transform = torch.tensor([[0.99, 0.1, 1.5], [-0.1, 0.99, -2.25]], device=device).repeat(3, 1, 1)
-    return lambda features: bev_warp(features, transform)[0], (_images(3, 64, 56, 104, dtype=dtype, device=device),)
-
-
-def attention_case(device, dtype):
-    tokens = lambda *shape: torch.randn(shape, dtype=dtype, device=device).requires_grad_()  # noqa: E731
-    table = torch.tensor([[0, 3, 5, -1], [2, 2, 4, 1], [-1, -1, -1, -1]], device=device)
-    mask = torch.rand(7, 91, device=device) > 0.1
-    call = lambda q, k, v: cross_camera_attention(q, k, v, table, key_mask=mask)  # noqa: E731
-    return call, (tokens(3, 300, 4, 32), tokens(7, 91, 4, 32), tokens(7, 91, 4, 32))
-
-
-def fusion_case(device, dtype):
-    image = lambda channels: _images(4, channels, 28, 50, dtype=dtype, device=device)  # noqa: E731
-    missing = torch.tensor([True, False, True, True], device=device)
-    call = lambda o, c, g, f, i: gated_fusion(o, c, g, fine=f, importance=i, missing=missing)  # noqa: E731
-    return call, (image(96), image(96), image(1), image(96), image(1))
-
-
-def trajectory_case(device, dtype):
-    points, valid = torch.rand(6, 12, 2, device=device) * 50, torch.rand(6, 12, device=device) > 0.2
-    gain = torch.ones((), device=device, requires_grad=True)
-    return lambda gain: gain * trajectory_importance(points, valid, (28, 50), sigma=3.0), (gain,)
-
-
-def window_case(device, dtype):
-    maps = (TokenMap(32, 32, 5), TokenMap(10, 25, 8))
-    tokens = lambda length: torch.randn(2, length, 4, 32, dtype=dtype, device=device).requires_grad_()  # noqa: E731
-    centers = torch.rand(2, 200, 2, 2, device=device) * 30 - 2
-    weights = torch.rand(2, 200, 2, device=device).mul(2).sub(1).requires_grad_()
-    scale = torch.tensor(2.5, device=device, requires_grad=True)
-    length = sum(m.height * m.width for m in maps)
-    call = lambda q, k, v, w, s: window_bias_attention(q, k, v, centers, w, s, maps=maps)  # noqa: E731
-    return call, (tokens(200), tokens(length), tokens(length), weights, scale)
-
-
-def softmax_case(device, dtype):
-    scores = torch.randn(2, 4, 50, 300, dtype=dtype, device=device).requires_grad_()
-    bias = torch.randn(2, 1, 50, 300, dtype=dtype, device=device).requires_grad_()
-    scale = torch.tensor(1.5, device=device, requires_grad=True)
-    limits = dict(min_scale=0.5, max_scale=5.0, max_bias=2.0)
-    return lambda x, b, s: bias_softmax(x, b, s, **limits), (scores, bias, scale)
-
-
-OPERATIONS = {
-    "multi_depth_warp": warp_case,
-    "bev_warp": bev_case,
-    "cross_camera_attention": attention_case,
-    "gated_fusion": fusion_case,
-    "trajectory_importance": trajectory_case,
-    "window_bias_attention": window_case,
-    "bias_softmax": softmax_case,
+_WARP = [f"multi_depth_warp_{name}" for name in ("forward", "backward_target", "backward_features")]
+# The kernels that each example launches on a GPU, forward and backward, each under the name of its package.
+KERNELS = {
+    "multi_depth_warp": _WARP,
+    "bev_warp": _WARP,
+    "cross_camera_attention": [
+        f"cross_camera_attention_{name}" for name in ("forward", "backward_query", "transpose_table", "backward_key")
+    ],
+    "window_bias_attention": [
+        f"window_bias_attention_{name}"
+        for name in ("forward", "merge", "prepare", "backward_query", "reduce_bias", "backward_key")
+    ],
+    "bias_softmax": ["bias_softmax_forward", "bias_softmax_backward"],
+    "gated_fusion": ["gated_fusion_forward", "gated_fusion_backward"],
+    "trajectory_importance": ["trajectory_importance_forward"],
 }
 
 
-def forward_and_gradients(call, inputs, grad=None):
-    """The output and the gradients of all inputs, against a fixed pseudo-random gradient."""
-    out = call(*inputs)
-    if grad is None:
-        generator = torch.Generator().manual_seed(7)
-        grad = torch.randn(out.shape, generator=generator).to(out)
-    return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+def tensors_of(example: Example, arguments: dict) -> list[str]:
+    """The names of the tensors among `arguments`."""
+    return [name for name in example.table.arguments if isinstance(arguments.get(name), torch.Tensor)]
+
+
+def cast(arguments: dict, dtype: torch.dtype) -> dict:
+    """The arguments with every floating-point tensor in `dtype`."""
+    is_float = lambda a: isinstance(a, torch.Tensor) and a.is_floating_point()  # noqa: E731
+    return {name: a.to(dtype) if is_float(a) else a for name, a in arguments.items()}
+
+
+def with_leaves(example: Example, arguments: dict, wanted=None) -> tuple[dict, dict]:
+    """The arguments with new leaves for those wanted (by default all that get gradients), and these by name."""
+    wanted = example.table.gradients if wanted is None else wanted
+    leaves = {name: arguments[name].detach().requires_grad_() for name in wanted if arguments.get(name) is not None}
+    return {**arguments, **leaves}, leaves
+
+
+def gradient_like(out: torch.Tensor) -> torch.Tensor:
+    """A fixed pseudo-random gradient of `out`."""
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(out)
+
+
+def run(example: Example, arguments: dict, *, wanted=None, grad=None, function=None, **options) -> dict:
+    """Results and gradients of one call, by name: "out", "out 1", …, "gradient of query", …"""
+    arguments, leaves = with_leaves(example, arguments, wanted)
+    returned = (function or example.function)(**arguments, **options)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    results = {f"out {number}" if number else "out": result.detach() for number, result in enumerate(returned)}
+    if leaves:
+        grad = gradient_like(returned[0]) if grad is None else grad
+        gradients = torch.autograd.grad(returned[0], list(leaves.values()), grad)
+        results |= {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients)}
+    return results
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every call of an op of this package: the op and its arguments."""
+
+    def __enter__(self):
+        self.calls = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.namespace == "rigfuse":
+            self.calls.append((op, args))
+        return op(*args, **(kwargs or {}))
+
+
+@contextmanager
+def launched_kernels():
+    """A list of the names of the kernels that triton launches meanwhile."""
+    from triton.runtime.jit import JITFunction
+
+    names, run = [], JITFunction.run
+
+    def noted(self, *args, **kwargs):
+        names.append(self.__name__)
+        return run(self, *args, **kwargs)
+
+    with mock.patch.object(JITFunction, "run", noted):
+        yield names

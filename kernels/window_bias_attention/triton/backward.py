@@ -5,21 +5,20 @@ import triton
 import triton.language as tl
 
 from ...runtime import launch
-from ...runtime.launch import accumulator_dtype, strided, triton_dtype
+from ...runtime.attention import dot_precision, head_of, load_rows, store_rows
+from ...runtime.launch import Heads, accumulator_dtype, strided, triton_dtype
 from .. import configs
 from .forward import merge
 from .primitives import (
     LOG2_E,
+    Centers,
+    Weights,
     clamp,
-    dot_precision,
-    head_of,
     inside,
-    load_rows,
     piece,
     pieces,
     queries,
     query_order,
-    store_rows,
     window_bias,
     windows,
 )
@@ -35,7 +34,8 @@ def window_bias_attention_prepare(
     tile = tl.program_id(0) % tiles
     b = tl.program_id(0) // tiles // heads
     head = tl.program_id(0) // tiles % heads
-    offs_i, mask_m = queries(order_ptr, b, tile * BLOCK_M, length, BLOCK_M)
+    offs_i, mask_m = queries(order_ptr, b, tile * BLOCK_M, length, BLOCK_M)  # [BLOCK_M]
+    # [BLOCK_M, BLOCK_D], as o
     do = load_rows(grad, head_of(grad, b, head), offs_i, mask_m, True, DIM, BLOCK_D).to(ACC_DTYPE)
     o = load_rows(out, head_of(out, b, head), offs_i, mask_m, True, DIM, BLOCK_D).to(ACC_DTYPE)
     tl.store(delta_ptr + (b * heads + head).to(tl.int64) * length + offs_i, tl.sum(do * o, axis=1), mask=mask_m)
@@ -55,11 +55,12 @@ def _descend(
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, ACC_DTYPE: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys, from `cell` on. CAREFUL: a window may touch it, and it may reach beyond `end`."""
-    offs_n = tl.arange(0, BLOCK_N)
-    mask_n = cell + offs_n < end
+    offs_n = tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    mask_n = cell + offs_n < end  # [BLOCK_N]
     skipped = tl.cast(cell, tl.int64)
-    k = load_rows(key, key_ptr + skipped * key[2], offs_n, mask_n, CAREFUL, DIM, BLOCK_D)
-    v = load_rows(value, value_ptr + skipped * value[2], offs_n, mask_n, CAREFUL, DIM, BLOCK_D)
+    k = load_rows(key, key_ptr + skipped * key.row, offs_n, mask_n, CAREFUL, DIM, BLOCK_D)  # [BLOCK_N, BLOCK_D], as v
+    v = load_rows(value, value_ptr + skipped * value.row, offs_n, mask_n, CAREFUL, DIM, BLOCK_D)
+    # [BLOCK_M, BLOCK_N], as near, p, dp and ds
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC_DTYPE) * scale_log2
     if CAREFUL:
         near = inside((cell + offs_n)[None, :], width, top[:, None], left[:, None], window) & mask_n[None, :]
@@ -86,16 +87,17 @@ def window_bias_attention_backward_query(
     b = tl.program_id(0) // tiles // heads % batch
     head = tl.program_id(0) // tiles % heads
     m, start, begin, end, height, width, window = piece(number, split, maps, MAPS)
+    # [BLOCK_M], as top, left, bias, lse, delta and dbias
     offs_i, mask_m = queries(order_ptr, b, tl.program_id(0) % tiles * BLOCK_M, length, BLOCK_M)
     top, left, first_near, end_near = windows(centers, b, offs_i, mask_m, m, height, width, window)
     bias = window_bias(weights, bias_scale_ptr, b, offs_i, mask_m, m, min_scale, max_scale, max_bias, ACC_DTYPE)
-    q = load_rows(query, head_of(query, b, head), offs_i, mask_m, True, DIM, BLOCK_D)
+    q = load_rows(query, head_of(query, b, head), offs_i, mask_m, True, DIM, BLOCK_D)  # [BLOCK_M, BLOCK_D], as do, dq
     do = load_rows(grad, head_of(grad, b, head), offs_i, mask_m, True, DIM, BLOCK_D)
     row = (b * heads + head).to(tl.int64) * length + offs_i
     lse = tl.load(lse_ptr + row, mask=mask_m, other=float("inf"))
     delta = tl.load(delta_ptr + row, mask=mask_m, other=0.0)
-    key_ptr = head_of(key, b, head) + tl.cast(start, tl.int64) * key[2]
-    value_ptr = head_of(value, b, head) + tl.cast(start, tl.int64) * value[2]
+    key_ptr = head_of(key, b, head) + tl.cast(start, tl.int64) * key.row
+    value_ptr = head_of(value, b, head) + tl.cast(start, tl.int64) * value.row
     scale_log2 = tl.full([], scale, ACC_DTYPE) * LOG2_E
 
     full_end = begin + (end - begin) // BLOCK_N * BLOCK_N
@@ -136,10 +138,10 @@ def window_bias_attention_backward_key(
     b = tl.program_id(0) // key_tiles // heads
     head = tl.program_id(0) // key_tiles % heads
     m, start, begin, end, height, width, window = piece(tl.program_id(0) % key_tiles, BLOCK_N, maps, MAPS)
-    offs_n = begin + tl.arange(0, BLOCK_N)
-    mask_n = offs_n < end
+    offs_n = begin + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    mask_n = offs_n < end  # [BLOCK_N]
     offs_j = start.to(tl.int64) + offs_n
-    k = load_rows(key, head_of(key, b, head), offs_j, mask_n, True, DIM, BLOCK_D)
+    k = load_rows(key, head_of(key, b, head), offs_j, mask_n, True, DIM, BLOCK_D)  # [BLOCK_N, BLOCK_D], as v, dk, dv
     v = load_rows(value, head_of(value, b, head), offs_j, mask_n, True, DIM, BLOCK_D)
     query_ptr = head_of(query, b, head)
     grad_ptr = head_of(grad, b, head)
@@ -151,11 +153,13 @@ def window_bias_attention_backward_key(
     dk = tl.zeros([BLOCK_N, BLOCK_D], ACC_DTYPE)
     dv = tl.zeros([BLOCK_N, BLOCK_D], ACC_DTYPE)
     for tile in range(tiles):
+        # [BLOCK_M], as lse, delta, top, left and bias
         offs_i, mask_m = queries(order_ptr, b, tile * BLOCK_M, length, BLOCK_M)
-        q = load_rows(query, query_ptr, offs_i, mask_m, True, DIM, BLOCK_D)
+        q = load_rows(query, query_ptr, offs_i, mask_m, True, DIM, BLOCK_D)  # [BLOCK_M, BLOCK_D], as do
         do = load_rows(grad, grad_ptr, offs_i, mask_m, True, DIM, BLOCK_D)
         lse = tl.load(lse_ptr + row + offs_i, mask=mask_m, other=float("inf"))
         delta = tl.load(delta_ptr + row + offs_i, mask=mask_m, other=0.0)
+        # [BLOCK_N, BLOCK_M], as near, p, dp and ds
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC_DTYPE) * scale_log2
         first_near = tl.load(near_ptr + tile * (2 * MAPS))
         end_near = tl.load(near_ptr + tile * (2 * MAPS) + 1)
@@ -184,14 +188,14 @@ def window_bias_attention_reduce_bias(
     """Gradient of the weights, and each program's share of the scale's, from the bias's of each piece and head."""
     tiles = tl.cdiv(length, BLOCK_M)
     b = tl.program_id(0) // tiles
-    offs_i = (tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    offs_h = tl.arange(0, BLOCK_H)
+    offs_i = (tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)  # [BLOCK_M]
+    offs_h = tl.arange(0, BLOCK_H)  # [BLOCK_H]
     mask_m = offs_i < length
-    mask = (offs_h < heads)[:, None] & mask_m[None, :]
+    mask = (offs_h < heads)[:, None] & mask_m[None, :]  # [BLOCK_H, BLOCK_M], as offs and total
     low, high = tl.full([], min_scale, ACC_DTYPE), tl.full([], max_scale, ACC_DTYPE)
     raw = tl.load(bias_scale_ptr).to(ACC_DTYPE)
     s = clamp(raw, low, high)
-    dscale = tl.zeros([BLOCK_M], ACC_DTYPE)
+    dscale = tl.zeros([BLOCK_M], ACC_DTYPE)  # [BLOCK_M], as dbias and weight
     first = 0
     for m in tl.static_range(MAPS):
         total = tl.zeros([BLOCK_H, BLOCK_M], ACC_DTYPE)
@@ -201,11 +205,11 @@ def window_bias_attention_reduce_bias(
             total += tl.load(dbias_ptr + offs, mask=mask, other=0.0)
         first = end
         dbias = tl.sum(total, axis=0)
-        weight_ptr = weights[0] + b.to(tl.int64) * weights[1] + offs_i * weights[2] + m * weights[3]
+        weight_ptr = weights.ptr + b.to(tl.int64) * weights.batch + offs_i * weights.query + m * weights.map
         weight = tl.load(weight_ptr, mask=mask_m, other=0.0).to(ACC_DTYPE)
         dbias = tl.where(tl.abs(s * weight) <= tl.full([], max_bias, ACC_DTYPE), dbias, 0.0)
         dscale += tl.where(dbias != 0, dbias * weight, 0.0)
-        dweight_ptr = dweights[0] + b.to(tl.int64) * dweights[1] + offs_i * dweights[2] + m * dweights[3]
+        dweight_ptr = dweights.ptr + b.to(tl.int64) * dweights.batch + offs_i * dweights.query + m * dweights.map
         tl.store(dweight_ptr, dbias * s, mask=mask_m)
     tl.store(dscale_ptr + tl.program_id(0), tl.where((raw >= low) & (raw <= high), tl.sum(dscale, axis=0), 0.0))
 
@@ -216,7 +220,7 @@ def launch_backward(
 ):  # fmt: skip
     inputs = (query, key, value, weights, bias_scale)
     if query.numel() == 0:
-        return [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t, needed in zip(inputs, needs_grad) if needed]
+        return [torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in inputs]
     dtype = accumulator_dtype(query.dtype)
     architecture, dim = launch.architecture(query.device), query.shape[-1]
     meta = dict(MAPS=len(maps) // 3, DIM=dim, BLOCK_D=triton.next_power_of_2(dim), ACC_DTYPE=triton_dtype(dtype))
@@ -224,9 +228,12 @@ def launch_backward(
     order = query_order(centers, maps)
     delta, near = _prepare(grad, out, centers, order, maps, key_config["BLOCK_M"], dtype, meta)
 
-    tensors = (*(strided(t) for t in (grad, query, key, value, centers, weights)), bias_scale, order, lse, delta)
+    tensors = (
+        *(strided(Heads, t) for t in (grad, query, key, value)),
+        strided(Centers, centers), strided(Weights, weights), bias_scale, order, lse, delta,
+    )  # fmt: skip
     limits = (min_scale, max_scale, max_bias)
-    meta["PRECISION"] = dot_precision()
+    meta["PRECISION"] = dot_precision(query.dtype, query.device)
     dquery = dkey = dvalue = dweights = dscale = None
     if needs_grad[0] or any(needs_grad[3:]):
         config = configs.backward_query(architecture, query.element_size(), dim)
@@ -238,10 +245,10 @@ def launch_backward(
         batch, length, heads, _ = query.shape
         key_tiles = sum(pieces(maps, key_config["BLOCK_N"]))
         window_bias_attention_backward_key[(key_tiles * heads * batch,)](
-            *tensors, near, strided(dkey), strided(dvalue), tuple(maps), scale, *limits, length, heads, key_tiles,
-            **meta, **key_config,
+            *tensors, near, strided(Heads, dkey), strided(Heads, dvalue), tuple(maps), scale, *limits,
+            length, heads, key_tiles, **meta, **key_config,
         )  # fmt: skip
-    return [g for g, needed in zip((dquery, dkey, dvalue, dweights, dscale), needs_grad) if needed]
+    return dquery, dkey, dvalue, dweights, dscale
 
 
 def _prepare(grad, out, centers, order, maps, block_m, dtype, meta):
@@ -250,8 +257,8 @@ def _prepare(grad, out, centers, order, maps, block_m, dtype, meta):
     delta = torch.empty((batch, heads, length), dtype=dtype, device=out.device)
     near = torch.empty((batch, tiles, meta["MAPS"], 2), dtype=torch.int32, device=out.device)
     window_bias_attention_prepare[(tiles * heads * batch,)](
-        strided(grad), strided(out), strided(centers), order, delta, near, tuple(maps), length, heads,
-        BLOCK_M=block_m, num_warps=4, **meta,
+        strided(Heads, grad), strided(Heads, out), strided(Centers, centers), order, delta, near, tuple(maps),
+        length, heads, BLOCK_M=block_m, num_warps=4, **meta,
     )  # fmt: skip
     return delta, near
 
@@ -268,7 +275,7 @@ def _query_side(tensors, query, key, maps, limits, dtype, config, meta):
         partial = torch.empty((splits * batch, *query.shape[1:]), dtype=dtype, device=query.device)
     dbias = torch.empty((splits * batch, heads, length), dtype=dtype, device=query.device)
     window_bias_attention_backward_query[(tiles * heads * batch * splits,)](
-        *tensors, strided(partial), dbias, tuple(maps), *limits, batch, length, heads, split, **meta, **config,
+        *tensors, strided(Heads, partial), dbias, tuple(maps), *limits, batch, length, heads, split, **meta, **config,
     )  # fmt: skip
     if splits > 1:
         merge(partial, None, dquery, None)
@@ -282,7 +289,7 @@ def _bias_side(dbias, split, weights, bias_scale, query, maps, limits, dtype):
     dweights = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
     dscale = torch.empty(programs, dtype=dtype, device=weights.device)
     window_bias_attention_reduce_bias[(programs,)](
-        dbias, strided(weights), bias_scale, strided(dweights), dscale, tuple(maps), *limits,
+        dbias, strided(Weights, weights), bias_scale, strided(Weights, dweights), dscale, tuple(maps), *limits,
         batch, length, heads, split,
         MAPS=len(maps) // 3, BLOCK_M=block_m, BLOCK_H=triton.next_power_of_2(heads), ACC_DTYPE=triton_dtype(dtype),
         num_warps=4,

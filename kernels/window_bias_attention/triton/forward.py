@@ -5,19 +5,18 @@ import triton
 import triton.language as tl
 
 from ...runtime import launch
-from ...runtime.launch import accumulator_dtype, strided, triton_dtype
+from ...runtime.attention import dot_precision, head_of, load_rows, softmax_step, store_rows
+from ...runtime.launch import Heads, accumulator_dtype, strided, triton_dtype
 from .. import configs
 from .primitives import (
     LOG2_E,
-    dot_precision,
-    head_of,
+    Centers,
+    Weights,
     inside,
-    load_rows,
     piece,
     pieces,
     queries,
     query_order,
-    store_rows,
     window_bias,
     windows,
 )
@@ -30,22 +29,19 @@ def _attend(
     DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, ACC_DTYPE: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys, from `cell` on. CAREFUL: a window may touch it, and it may reach beyond `end`."""
-    offs_n = tl.arange(0, BLOCK_N)
-    mask_n = cell + offs_n < end
+    offs_n = tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    mask_n = cell + offs_n < end  # [BLOCK_N]
     skipped = tl.cast(cell, tl.int64)
-    k = load_rows(key, key_ptr + skipped * key[2], offs_n, mask_n, CAREFUL, DIM, BLOCK_D)
+    k = load_rows(key, key_ptr + skipped * key.row, offs_n, mask_n, CAREFUL, DIM, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+    # [BLOCK_M, BLOCK_N], as near and p
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC_DTYPE) * scale_log2
     if CAREFUL:
         near = inside((cell + offs_n)[None, :], width, top[:, None], left[:, None], window)
         scores = tl.where(mask_n[None, :], scores + tl.where(near, bias[:, None], 0.0), float("-inf"))
-    m_new = tl.maximum(m_i, tl.max(scores, axis=1))
-    p = tl.exp2(scores - m_new[:, None])
-    alpha = tl.exp2(m_i - m_new)
-    l_i = l_i * alpha + tl.sum(p, axis=1)
-    v = load_rows(value, value_ptr + skipped * value[2], offs_n, mask_n, CAREFUL, DIM, BLOCK_D)
-    acc = acc * alpha[:, None]
+    p, m_i, l_i, acc = softmax_step(scores, m_i, l_i, acc, False)
+    v = load_rows(value, value_ptr + skipped * value.row, offs_n, mask_n, CAREFUL, DIM, BLOCK_D)  # [BLOCK_N, BLOCK_D]
     acc += tl.dot(p.to(v.dtype), v, input_precision=PRECISION, out_dtype=ACC_DTYPE)
-    return m_new, l_i, acc
+    return m_i, l_i, acc
 
 
 @triton.jit
@@ -62,12 +58,13 @@ def window_bias_attention_forward(
     b = tl.program_id(0) // tiles // heads % batch
     head = tl.program_id(0) // tiles % heads
     m, start, begin, end, height, width, window = piece(number, split, maps, MAPS)
+    # [BLOCK_M], as top, left and bias
     offs_i, mask_m = queries(order_ptr, b, tl.program_id(0) % tiles * BLOCK_M, length, BLOCK_M)
     top, left, first_near, end_near = windows(centers, b, offs_i, mask_m, m, height, width, window)
     bias = window_bias(weights, bias_scale_ptr, b, offs_i, mask_m, m, min_scale, max_scale, max_bias, ACC_DTYPE)
-    q = load_rows(query, head_of(query, b, head), offs_i, mask_m, True, DIM, BLOCK_D)
-    key_ptr = head_of(key, b, head) + tl.cast(start, tl.int64) * key[2]
-    value_ptr = head_of(value, b, head) + tl.cast(start, tl.int64) * value[2]
+    q = load_rows(query, head_of(query, b, head), offs_i, mask_m, True, DIM, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    key_ptr = head_of(key, b, head) + tl.cast(start, tl.int64) * key.row
+    value_ptr = head_of(value, b, head) + tl.cast(start, tl.int64) * value.row
     scale_log2 = tl.full([], scale, ACC_DTYPE) * LOG2_E
 
     # Full tiles that no window touches first, then those that one touches, then the ragged last one.
@@ -104,9 +101,9 @@ def window_bias_attention_merge(
     tiles = tl.cdiv(length, BLOCK_M)
     b = tl.program_id(0) // tiles // heads
     head = tl.program_id(0) // tiles % heads
-    offs_i = (tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    mask_m = offs_i < length
-    dtype: tl.constexpr = partial[0].dtype.element_ty
+    offs_i = (tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)  # [BLOCK_M]
+    mask_m = offs_i < length  # [BLOCK_M], as all below but acc and part
+    dtype: tl.constexpr = partial.ptr.dtype.element_ty
     row = (b * heads + head).to(tl.int64) * length + offs_i
     if partial_lse_ptr is not None:
         partial_lse_ptr += row
@@ -115,7 +112,7 @@ def window_bias_attention_merge(
         for number in range(splits):
             largest = tl.maximum(largest, tl.load(partial_lse_ptr + number * step, mask=mask_m, other=0.0))
         total = tl.zeros([BLOCK_M], dtype)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype)  # as part
     for number in range(splits):
         part = load_rows(partial, head_of(partial, b + number * batch, head), offs_i, mask_m, True, DIM, BLOCK_D)
         if partial_lse_ptr is not None:
@@ -135,7 +132,7 @@ def merge(partial, partial_lse, out, lse):
     block_d = triton.next_power_of_2(dim)
     block_m = max(8, 2048 // block_d)
     window_bias_attention_merge[(triton.cdiv(length, block_m) * heads * batch,)](
-        strided(partial), partial_lse, strided(out), lse, len(partial) // batch, batch, length, heads,
+        strided(Heads, partial), partial_lse, strided(Heads, out), lse, len(partial) // batch, batch, length, heads,
         DIM=dim, BLOCK_D=block_d, BLOCK_M=block_m, num_warps=4,
     )  # fmt: skip
 
@@ -159,12 +156,12 @@ def launch_forward(
         partial = torch.empty((splits * batch, *out.shape[1:]), dtype=dtype, device=out.device)
         partial_lse = torch.empty((splits * batch, *lse.shape[1:]), dtype=dtype, device=out.device)
     window_bias_attention_forward[(tiles * heads * batch * splits,)](
-        strided(query), strided(key), strided(value), strided(centers), strided(weights), bias_scale,
-        query_order(centers, maps),
-        strided(partial), partial_lse, tuple(maps),
+        strided(Heads, query), strided(Heads, key), strided(Heads, value),
+        strided(Centers, centers), strided(Weights, weights), bias_scale, query_order(centers, maps),
+        strided(Heads, partial), partial_lse, tuple(maps),
         scale, min_scale, max_scale, max_bias, batch, length, heads, split,
         MAPS=len(maps) // 3, DIM=dim, BLOCK_D=triton.next_power_of_2(dim),
-        ACC_DTYPE=triton_dtype(dtype), PRECISION=dot_precision(), **config,
+        ACC_DTYPE=triton_dtype(dtype), PRECISION=dot_precision(query.dtype, query.device), **config,
     )  # fmt: skip
     if splits > 1:
         merge(partial, partial_lse, out, lse)

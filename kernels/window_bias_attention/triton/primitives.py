@@ -1,4 +1,6 @@
-"""What the kernels share: where a program's keys lie, the queries' windows among them, and rows of a head."""
+"""What the kernels share: where a program's keys lie, and the queries' windows among them."""
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -6,6 +8,25 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2.0**30)
+
+
+class Centers(NamedTuple):
+    """(B, Lq, maps, 2)."""
+
+    ptr: Any
+    batch: int
+    query: int
+    map: int
+    component: int
+
+
+class Weights(NamedTuple):
+    """(B, Lq, maps)."""
+
+    ptr: Any
+    batch: int
+    query: int
+    map: int
 
 
 @triton.jit
@@ -31,48 +52,21 @@ def piece(number, size, maps, MAPS: tl.constexpr):
 
 @triton.jit
 def queries(order_ptr, b, start_m, length, BLOCK_M: tl.constexpr):
-    """A tile of queries in the order of their rows on the largest map, and which of them exist."""
-    offs_m = start_m + tl.arange(0, BLOCK_M)
+    """[BLOCK_M]: a tile of queries in the order of their rows on the largest map, and which of them exist."""
+    offs_m = start_m + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     mask_m = offs_m < length
     return tl.load(order_ptr + b.to(tl.int64) * length + offs_m, mask=mask_m, other=0), mask_m
 
 
 @triton.jit
-def head_of(tensor, b, head):
-    """Pointer to the first row of a head of (B, length, heads, dim)."""
-    return tensor[0] + b.to(tl.int64) * tensor[1] + head.to(tl.int64) * tensor[3]
-
-
-@triton.jit
-def load_rows(tensor, head_ptr, rows, mask, MASKED: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(rows, BLOCK_D); zeros beyond DIM and, if MASKED, where `mask` is False."""
-    offs_d = tl.arange(0, BLOCK_D)
-    pointers = head_ptr + rows[:, None] * tensor[2] + offs_d[None, :] * tensor[4]
-    if MASKED and DIM < BLOCK_D:
-        return tl.load(pointers, mask=mask[:, None] & (offs_d < DIM)[None, :], other=0.0)
-    if MASKED:
-        return tl.load(pointers, mask=mask[:, None], other=0.0)
-    if DIM < BLOCK_D:
-        return tl.load(pointers, mask=(offs_d < DIM)[None, :], other=0.0)
-    return tl.load(pointers)
-
-
-@triton.jit
-def store_rows(tensor, head_ptr, rows, values, mask, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    offs_d = tl.arange(0, BLOCK_D)
-    pointers = head_ptr + rows[:, None] * tensor[2] + offs_d[None, :] * tensor[4]
-    tl.store(pointers, values.to(tensor[0].dtype.element_ty), mask=mask[:, None] & (offs_d < DIM)[None, :])
-
-
-@triton.jit
 def windows(centers, b, offs_i, mask_m, m, height, width, window):
-    """The first row and column of each query's window on map m; far off the map if the window does not touch it.
+    """[BLOCK_M]: first row and column of each query's window on map m; far off it if the window does not touch it.
 
     Also the cells before which and from which on no window of the tile reaches.
     """
-    center_ptr = centers[0] + b.to(tl.int64) * centers[1] + offs_i * centers[2] + m * centers[3]
+    center_ptr = centers.ptr + b.to(tl.int64) * centers.batch + offs_i * centers.query + m * centers.map  # [BLOCK_M]
     left = tl.floor(tl.load(center_ptr, mask=mask_m, other=float("nan")) + 0.5) - window // 2
-    top = tl.floor(tl.load(center_ptr + centers[4], mask=mask_m, other=float("nan")) + 0.5) - window // 2
+    top = tl.floor(tl.load(center_ptr + centers.component, mask=mask_m, other=float("nan")) + 0.5) - window // 2
     # Tested as floats: what is NaN or huge never becomes an integer.
     touches = (left > -window) & (left < width) & (top > -window) & (top < height)
     left = tl.where(touches, left, FAR).to(tl.int32)
@@ -92,11 +86,11 @@ def clamp(x, low, high):
 def window_bias(
     weights, bias_scale_ptr, b, offs_i, mask_m, m, min_scale, max_scale, max_bias, ACC_DTYPE: tl.constexpr
 ):  # fmt: skip
-    """Of each query, the bias in its window on map m, times log2(e)."""
+    """[BLOCK_M]: each query's bias in its window on map m, times log2(e)."""
     s = clamp(
         tl.load(bias_scale_ptr).to(ACC_DTYPE), tl.full([], min_scale, ACC_DTYPE), tl.full([], max_scale, ACC_DTYPE)
     )
-    weight_ptr = weights[0] + b.to(tl.int64) * weights[1] + offs_i * weights[2] + m * weights[3]
+    weight_ptr = weights.ptr + b.to(tl.int64) * weights.batch + offs_i * weights.query + m * weights.map  # [BLOCK_M]
     weight = tl.load(weight_ptr, mask=mask_m, other=0.0).to(ACC_DTYPE)
     limit = tl.full([], max_bias, ACC_DTYPE)
     return clamp(s * weight, -limit, limit) * LOG2_E
@@ -111,15 +105,12 @@ def inside(cells, width, top, left, window):
 
 
 def query_order(centers: torch.Tensor, maps: list[int]) -> torch.Tensor:
-    """(B, Lq): the queries by their row on the largest map, so that the windows of a tile touch few keys."""
+    """(B, Lq), dense: the queries by their row on the largest map, so that the windows of a tile touch few keys."""
     areas = [height * width for height, width in zip(maps[::3], maps[1::3])]
-    return torch.argsort(centers[:, :, areas.index(max(areas)), 1], dim=1, stable=True)
+    # argsort lays its result as its input lies.
+    return torch.argsort(centers[:, :, areas.index(max(areas)), 1], dim=1, stable=True).contiguous()
 
 
 def pieces(maps: list[int], size: int) -> list[int]:
     """How many pieces of `size` cells each map has."""
     return [-(-height * width // size) for height, width in zip(maps[::3], maps[1::3])]
-
-
-def dot_precision() -> str:
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

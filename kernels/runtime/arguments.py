@@ -1,0 +1,120 @@
+"""An operation's tensor arguments as a table, held to it in one call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .autocast import to_autocast_dtype
+from .checks import FLOAT_DTYPES, INDEX_DTYPES, Dims, Shapes, check_dense, check_dtype, check_same_device
+
+Dtypes = Callable[[torch.dtype], Sequence[torch.dtype]]
+
+
+def any_float(first: torch.dtype) -> Sequence[torch.dtype]:
+    """Every float dtype, whatever the first argument has."""
+    return FLOAT_DTYPES
+
+
+def same_float(first: torch.dtype) -> Sequence[torch.dtype]:
+    """The first argument's dtype."""
+    return (first,)
+
+
+def geometry(first: torch.dtype) -> Sequence[torch.dtype]:
+    """float32 whatever the first argument has; beside float64 it may be float64 too."""
+    return (torch.float32, torch.float64) if first == torch.float64 else (torch.float32,)
+
+
+def wide_only_beside_wide(first: torch.dtype) -> Sequence[torch.dtype]:
+    """Every float dtype, but float64 only beside a first argument in float64."""
+    return FLOAT_DTYPES if first == torch.float64 else FLOAT_DTYPES[:3]
+
+
+def index(first: torch.dtype) -> Sequence[torch.dtype]:
+    """int32 or int64."""
+    return INDEX_DTYPES
+
+
+def boolean(first: torch.dtype) -> Sequence[torch.dtype]:
+    """bool."""
+    return (torch.bool,)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One tensor argument.
+
+    dims: its forms, each a tuple of sizes and names of sizes; None = any shape, which the operation checks itself.
+    dtypes: the dtypes it may have, given that of the first argument.
+    gradient: whether it gets one. A tensor without is refused where it requires grad.
+    optional: whether it may be None.
+    autocast: whether it follows autocast, as the inputs of matrix products do.
+    """
+
+    dims: tuple[Dims, ...] | None
+    dtypes: Dtypes
+    gradient: bool = False
+    optional: bool = False
+    autocast: bool = False
+
+
+class Arguments:
+    """The table of one operation's tensors, in the order in which its backends take them.
+
+    limits: name of a size → smallest and largest that it may have (None = no limit).
+    """
+
+    def __init__(
+        self, operation: str, limits: Mapping[str, tuple[int, int | None]] | None = None, **arguments: Argument
+    ):
+        self.operation = operation
+        self.limits = limits or {}
+        self.arguments = arguments
+        self.gradients = [name for name, argument in arguments.items() if argument.gradient]
+
+    def check(self, *tensors: torch.Tensor | None, **sizes: int) -> tuple[list[torch.Tensor | None], dict[str, int]]:
+        """Holds `tensors` to the table: shapes, then dtypes, then devices, then who requires grad.
+
+        sizes: sizes known beforehand, by name.
+
+        Returns the tensors, in the autocast dtype where they follow it, and all sizes by name.
+
+        Raises:
+            ValueError: a shape, size or device does not fit, or a tensor without gradient requires grad.
+            TypeError: an argument is no dense tensor, or its dtype is not allowed.
+        """
+        operation, shapes = self.operation, Shapes(self.operation, **sizes)
+        rows = [row for row in zip(self.arguments, self.arguments.values(), tensors) if not self._is_absent(row)]
+        for name, argument, tensor in rows:
+            if argument.dims is None:
+                check_dense(operation, name, tensor)
+            else:
+                shapes.bind_one_of(name, tensor, argument.dims)
+                self._check_limits(name, argument.dims, shapes.sizes)
+        cast = [to_autocast_dtype(tensor) if argument.autocast else tensor for _, argument, tensor in rows]
+        first_name, first = rows[0][0], cast[0]
+        for (name, argument, _), tensor in zip(rows, cast):
+            check_dtype(operation, name, tensor, argument.dtypes(first.dtype))
+        for name, _, tensor in rows:
+            check_same_device(operation, first_name, first, **{name: tensor})
+        if torch.is_grad_enabled():
+            for name, argument, tensor in rows:
+                if tensor.requires_grad and not argument.gradient:
+                    raise ValueError(
+                        f"{operation}: {name} requires grad, but gets no gradient; pass {name}.detach()"
+                    )  # fmt: skip
+        prepared = {name: tensor for (name, *_), tensor in zip(rows, cast)}
+        return [prepared.get(name) for name in self.arguments], shapes.sizes
+
+    @staticmethod
+    def _is_absent(row):
+        _, argument, tensor = row
+        return tensor is None and argument.optional
+
+    def _check_limits(self, name, forms, sizes):
+        for dim in forms[0]:
+            low, high = self.limits.get(dim, (0, None))
+            if dim in sizes and not (low <= sizes[dim] and (high is None or sizes[dim] <= high)):
+                needed = f"at least {low}" if high is None else f"{low} to {high}"
+                raise ValueError(f"{self.operation}: {name} has {dim} = {sizes[dim]}, needs {needed}")
