@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ..runtime.arguments import geometry
 from ..runtime.backends import choose_backend
-from ..runtime.checks import FLOAT_DTYPES, Shapes, check_dtype, check_geometry_dtype, check_same_device
+from ..runtime.checks import FLOAT_DTYPES, Shapes, check_dtype, check_same_device
 from ..runtime.nvtx import annotate
 
 NAME = "deformable_aggregation"
@@ -79,7 +80,7 @@ def _validate(feature_maps, points, weights, visible):
     check_dtype(NAME, "feature_maps[0]", first, FLOAT_DTYPES)
     for level, maps in enumerate(feature_maps):
         check_dtype(NAME, f"feature_maps[{level}]", maps, (first.dtype,))
-    check_geometry_dtype(NAME, first, points=points)
+    check_dtype(NAME, "points", points, geometry(first.dtype))
     check_dtype(NAME, "weights", weights, FLOAT_DTYPES)
     check_dtype(NAME, "visible", visible, (torch.bool,))
     levels = {f"feature_maps[{level}]": maps for level, maps in enumerate(feature_maps)}

@@ -3,8 +3,8 @@
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..runtime.library import register
 from ..runtime.nvtx import annotate
+from ..runtime.operation import register
 
 _ARGUMENTS = "Tensor[] feature_maps, Tensor points, Tensor weights, Tensor? visible"
 

@@ -69,7 +69,7 @@ class Operation:
 
         schema = ", ".join([*(f"{kinds[name]} {name}" for name in names), *settings, "str backend"])
         returned = "Tensor" if len(results) == 1 else f"({', '.join('Tensor' for _ in results)})"
-        self.forward_op = self._register(
+        self.forward_op = register(
             f"{self.name}({schema}) -> {returned}", self._forward, lambda *a: fake_forward(*a[:-1])
         )
         self._apply = self.forward_op
@@ -78,7 +78,7 @@ class Operation:
         schema = ", ".join([*(f"{kinds.get(name, 'Tensor')} {name}" for name in saved), *settings])
         schema = f"Tensor grad, {schema}, str backend, bool[{len(self.gradients)}] needs_grad"
         count = len(saved)
-        self.backward_op = self._register(
+        self.backward_op = register(
             f"{self.name}_backward({schema}) -> Tensor[]",
             self._backward,
             lambda grad, *a: [g for g, needed in zip(fake_backward(*a[:count]), a[-1]) if needed],
@@ -95,14 +95,6 @@ class Operation:
                 tensors = self._differentiable_once(backend, tensors)
             with without_autocast(tensors[0].device.type):
                 return self.plain[backend].forward(*tensors, *settings)
-
-    def _register(self, schema, implementation, fake):
-        """Defines `rigfuse::<schema>` for every device and returns its handle."""
-        name = schema.split("(")[0]
-        _LIBRARY.define(schema)
-        _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"rigfuse::{name}", fake, lib=_LIBRARY)
-        return getattr(torch.ops.rigfuse, name).default
 
     def _forward(self, *arguments):
         *arguments, backend = arguments
@@ -144,6 +136,15 @@ class Operation:
                 tensor.register_hook(refuse)
             guarded.append(tensor)
         return guarded
+
+
+def register(schema: str, implementation: Callable, fake: Callable):
+    """Defines `rigfuse::<schema>` for every device and returns its handle."""
+    name = schema.split("(")[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rigfuse::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.rigfuse, name).default
 
 
 def on_device_of(tensor: torch.Tensor):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ...kernels.runtime.nvtx import annotate
+from ..detection.boxes import DETECTION_CLASSES
 from ..rig import NUSCENES_CAMERAS, RigFrame
 from .anchors import Anchors, spread_anchors
 from .bank import BankState, Link
@@ -13,18 +14,6 @@ from .decoder import BoxConfig, InstanceOutput, LineConfig
 from .deformable import Views
 from .motion import EgoConfig, MotionConfig, MotionOutput, MotionPlanner, MotionState
 
-CLASSES = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
 LINE_CLASSES = ("ped_crossing", "divider", "boundary")
 
 
@@ -53,7 +42,7 @@ class HeadConfig:
     heads: int = 8  # of every attention
     cameras: tuple[str, ...] = NUSCENES_CAMERAS
     levels: int = 4
-    classes: tuple[str, ...] = CLASSES
+    classes: tuple[str, ...] = DETECTION_CLASSES
     line_classes: tuple[str, ...] = LINE_CLASSES
     line_range: tuple[float, float] = (60.0, 30.0)  # metres, sides along x and y of the rectangle that has map lines
     max_gap: float = 2.0  # seconds after which a moment is no past

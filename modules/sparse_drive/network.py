@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.runtime.nvtx import annotate
-from ..backbones import RESNET50, RESNET_TINY, ResNetFPN
+from ..backbones import PyramidConfig, ResNetFPN
 from ..rig import RigFrame
 from .depth import DepthBranch, DepthConfig
 from .head import DriveOutput, DriveState, HeadConfig
@@ -16,33 +16,24 @@ from .head import DriveOutput, DriveState, HeadConfig
 
 @dataclass
 class SparseDriveConfig:
-    resnet: str = "resnet50"  # or "tiny"
-    weights: str | None = None  # a local folder or a hub name with the ResNet's; None = random
-    frozen_stages: int = -1  # of the ResNet, the stem counted; −1 = none
-    norm_eval: bool = False  # its batch norms keep their statistics in training
-    strides: tuple[int, ...] = (4, 8, 16, 32)  # image pixels per cell, of each scale
+    """Settings of the whole network."""
+
+    backbone: PyramidConfig = field(
+        default_factory=lambda: PyramidConfig(frozen_stages=-1, norm_eval=False, strides=(4, 8, 16, 32))
+    )
     head: HeadConfig = field(default_factory=HeadConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)
 
     def build(self) -> "SparseDrive":
-        resnets = dict(resnet50=RESNET50, tiny=RESNET_TINY)
-        if self.resnet not in resnets:
-            raise ValueError(f"SparseDriveConfig: resnet is {self.resnet!r}, needs one of {', '.join(resnets)}")
-        backbone = ResNetFPN(
-            resnets[self.resnet],
-            strides=self.strides,
-            channels=self.head.channels,
-            weights=self.weights,
-            frozen_stages=self.frozen_stages,
-            norm_eval=self.norm_eval,
-        )
-        self.head.levels = len(self.strides)
+        backbone = ResNetFPN(self.backbone, self.head.channels)
+        self.head.levels = len(self.backbone.strides)
         return SparseDrive(backbone, self.head.build(), DepthBranch(self.depth, self.head.channels))
 
 
 def tiny() -> SparseDriveConfig:
     """The same network with smaller numbers: it trains on a two-core machine."""
-    config = SparseDriveConfig(resnet="tiny", strides=(8, 16, 32))
+    config = SparseDriveConfig()
+    config.backbone.resnet, config.backbone.strides = "tiny", (8, 16, 32)
     head, depth = config.head, config.depth
     head.channels, head.heads, depth.levels = 64, 4, 2
     head.detection.anchors, head.detection.kept, head.detection.layers = 120, 60, 3
