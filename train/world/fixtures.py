@@ -1,11 +1,14 @@
 """Bodies of a street's furniture: lamps, signals, walls, hoardings and speed bumps."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from .shapes import CLOTHES, PAINTS, STEEL, WALLS, pick
 from .solids import Body, Look, box, cylinder, frustum
 
 
+@lru_cache(maxsize=256)
 def lamp_post(height: float, seed: int) -> Body:
     """A street lamp; its arm reaches along +x."""
     sign = Look((0.12, 0.25, 0.55), (0.9, 0.9, 0.9), columns=4, rows=2, fill=(0.6, 0.5), jitter=0.9, hue=0.4)
@@ -61,6 +64,7 @@ def lamp_heights() -> dict[str, float]:
     return {name: SIGNAL_HEIGHT - 0.18 - 0.32 * place for place, name in enumerate(LAMPS)}
 
 
+@lru_cache
 def signal_post(state: str) -> Body:
     """A traffic light that faces along +x with the lamp of `state` lit."""
     head = Look((0.07, 0.07, 0.08))

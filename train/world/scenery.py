@@ -24,10 +24,10 @@ def furnish(town: Town, markings: Markings, rng) -> list[Placed]:
             for s in np.arange(8 + rng.uniform(0, 4), road.length - 8, 13.0):
                 point = road.point(s, left * (road.half + KERB))
                 if rng.random() < 0.6:
-                    kind, body = "tree", tree(rng.uniform(10, 12.5), int(rng.integers(2**31)))
+                    kind, body = "tree", tree(*_choice(rng, 10, 12.5))
                     turn = rotation_z(rng.uniform(0, 6.3))
                 else:
-                    kind, body = "lamp", lamp_post(rng.uniform(6.5, 8), int(rng.integers(2**31)))
+                    kind, body = "lamp", lamp_post(*_choice(rng, 6.5, 8))
                     turn = rotation_z(road.heading(s) - left * np.pi / 2)
                 scenery.append(_stand(kind, body, turn, point, int(rng.integers(2**20))))
     return scenery + _backdrop(town, scenery, rng)
@@ -72,6 +72,11 @@ def post_place(road: Road, end: int) -> np.ndarray:
     return road.point(post_s(road, end), (1 if end == 0 else -1) * (road.half + 0.6))
 
 
+def _choice(rng, low, high):
+    """A height to half a metre and one of a dozen shapes, so that bodies are made once; their patterns all differ."""
+    return float(rng.integers(2 * low, 2 * high + 1)) / 2, int(rng.integers(12))
+
+
 def _stand(kind, body, turn, point, seed=0) -> Placed:
     return Placed(body, turn, np.array([*point, body.size[2] / 2]), seed=seed, kind=kind)
 
@@ -103,7 +108,7 @@ def _frontage(town, road, side, park, rng):
         is_wall = rng.random() < town.style.walls
         if park:
             kind = "tree" if rng.random() < 0.8 else "billboard"
-            body = tree(rng.uniform(7, 11), seed) if kind == "tree" else billboard(5.0, seed)
+            body = tree(*_choice(rng, 7, 11)) if kind == "tree" else billboard(5.0, seed)
         elif is_wall:
             kind, depth = "wall", 0.3
             body = wall(width, rng.uniform(0.9, 2.4), seed)
@@ -143,7 +148,7 @@ def _backdrop(town, scenery, rng):
                 seed = int(rng.integers(2**20))
                 kind, body = "building", building(15.0, rng.uniform(9, 12), rng.uniform(8, 20), seed)
                 if rng.random() < 0.3:
-                    kind, body = "tree", tree(rng.uniform(7, 11), seed)
+                    kind, body = "tree", tree(*_choice(rng, 7, 11))
                 reach = town.style.mouth + WALKWAY + 9
                 centre = middle + reach * np.array([np.cos(away), np.sin(away)]) + offset * across
                 if _is_clear(town, centre, rotation_z(away), body.size) and _is_apart(

@@ -3,6 +3,8 @@
 Every body stays 1.5 cm inside its box, so that a LiDAR point on its surface is inside the box after rounding.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from .solids import Body, Look, ball, box, cylinder, frustum
@@ -291,6 +293,7 @@ def building(width: float, depth: float, height: float, seed: int) -> Body:
     return Body(parts, (width + 0.4, depth + 0.4, height))
 
 
+@lru_cache(maxsize=1024)
 def tree(height: float, seed: int) -> Body:
     """A tree whose leaves begin above 0.42 of its height."""
     rng = np.random.default_rng([seed, 13])

