@@ -28,7 +28,7 @@ def assert_same(actual, expected, **tolerance):
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert actual[name].dtype == value.dtype and actual[name].shape == value.shape, name
-        torch.testing.assert_close(actual[name], value, equal_nan=True, msg=lambda m: f"{name}: {m}", **tolerance)  # noqa: B023
+        torch.testing.assert_close(actual[name], value, equal_nan=True, msg=lambda m: f"{name}: {m}", **tolerance)
 
 
 def assert_same_bits(actual, expected):

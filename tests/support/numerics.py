@@ -57,7 +57,7 @@ def assert_as_exact_as_the_definition(call, inputs, grad, backend, *, names=None
             tolerance = rtol if one.dtype == torch.float64 else 2e-7
             torch.testing.assert_close(
                 one.double(), true.double(), rtol=tolerance, atol=tolerance, equal_nan=True,
-                msg=lambda m: f"{what}: {m}",  # noqa: B023
+                msg=lambda m: f"{what}: {m}",
             )  # fmt: skip
         elif one.ndim == 0 and one.dtype == actual[number - 1].dtype:
             results = [(group[number - 1].flatten(), group[number][None]) for group in (actual, exact, plain)]
