@@ -12,7 +12,6 @@ import torch
 from rigfuse import kernels
 from rigfuse.bench import facts, implementations, measure, operation, options, run, subject
 from rigfuse.bench.claims import Judged
-from rigfuse.bench.eager import eager_attention
 from rigfuse.bench.measure import Effort
 from rigfuse.bench.operations import OPERATIONS
 from rigfuse.bench.results import METRICS
@@ -124,7 +123,7 @@ def replace_toolkit_attention(monkeypatch, function):
 
 def test_a_wrong_result_gets_no_speed(tmp_path, monkeypatch, capsys):
     def off_by_one(query, key, value, table, *, key_mask):
-        return eager_attention(query, key, value, table[:, 1:], key_mask)
+        return kernels.cross_camera_attention(query, key, value, table[:, 1:], key_mask=key_mask)
 
     replace_toolkit_attention(monkeypatch, off_by_one)
     out = tmp_path / "out"
