@@ -1,4 +1,4 @@
-.PHONY: help install test bench list gpu lint clean
+.PHONY: help install test bench list gpu lint mutants clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -37,6 +37,9 @@ gpu:  ## on a GPU, nothing installed: ten minutes of tests and measurements, pac
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mutants: $(STAMP)  ## plant a few faults into a copy of the code, one at a time, and see which the tests miss
+	$(BIN)/python tests/mutants.py
 
 clean:  ## remove the environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .benchmarks
