@@ -10,6 +10,7 @@ Ends with 0 if every fault was caught, 1 if one lived.
 
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def copy_of_the_code(folder: Path) -> Path:
 
 def passes(copy: Path, tests: str) -> bool:
     """Whether the tests pass in the copy."""
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(tests)]
     data = os.environ.get("RIGFUSE_TEST_DATA") or str(ROOT.parent / "shared" / "data")
     environment = os.environ | {"PYTHONPATH": str(copy.parent), "RIGFUSE_TEST_DATA": data}
     run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
