@@ -273,9 +273,9 @@ def test_bad_tensors(name, argument):
         ),
     ]
     if row.dims is not None:
-        cases.append((ValueError, rf"has shape \(.*\), needs \({', '.join(map(str, row.dims[0]))}", tensor[None]))
+        cases.append((ValueError, rf"has shape \(.*\), needs \({', '.join(map(str, row.dims[0]))}", tensor[None, None]))
         if tensor.ndim:
-            cases.append((ValueError, r"has shape \(.*\), needs \(", torch.cat([tensor] * 2)[:, None]))
+            cases.append((ValueError, r"has shape \(.*\), needs \(", torch.cat([tensor] * 2)[:, None, None]))
     if not row.optional:
         cases.append((TypeError, NO_TENSOR.format("NoneType"), None))
     if argument != next(iter(example.table.arguments)):
@@ -283,7 +283,7 @@ def test_bad_tensors(name, argument):
     if not row.gradient and tensor.is_floating_point():
         cases.append((ValueError, "requires grad, but gets no gradient", tensor.clone().requires_grad_()))
     for error, message, value in cases:
-        with pytest.raises(error, match=f"^{name}: {argument} {message}"):
+        with pytest.raises(error, match=f"^{example.table.operation}: {argument} {message}"):
             example.function(**{**arguments, argument: value})
     with pytest.raises(BackendError, match="backend is 'cuda'; choose one of auto, torch, triton, definition"):
         example.function(**arguments, backend="cuda")
