@@ -69,13 +69,14 @@ def list_sources(
 
 @dataclass(frozen=True, eq=False)
 class Hypotheses:
-    """Where the cells of N targets lie in K sources each, at J − 1 depths and on the ground, the last one.
+    """Where the cells of N targets lie in K sources each: at J − 2 depths, on the ground, and where they are.
 
-    The ground of a cell is where its ray meets z = 0 of the ego frame, so no depth has to be known there.
+    The ground of a cell is where its ray meets z = 0 of the ego frame, so no depth has to be known there. What moves as
+    the rig does, a car ahead or the own bonnet, stays in its cell: that is for the camera's own past alone.
     """
 
     projection: torch.Tensor  # (N, K, J, 3, 4) float32, for `multi_depth_warp` at `depths`
-    depths: torch.Tensor  # (J,) float32, metres; 1 for the ground, whose projection has the depth in it
+    depths: torch.Tensor  # (J,) float32, metres; 1 for the last two, which need none
     seen: torch.Tensor  # (N, K, J, H, W) bool, the cell lies in the source's view
     ground: torch.Tensor  # (N, H, W) float32, depth of the ground in metres; inf above the horizon
 
@@ -97,8 +98,9 @@ def hypothesize(
     # On the ground 1 = depth · rises · (u, v, 1), which turns the projection's last column into the others.
     on_ground = view[..., :3, :3] + view[..., :3, 3:] * rises[:, None, None]
     on_ground = F.pad(on_ground, (0, 1))[:, :, None]
-    projection = torch.cat([planes, on_ground], dim=2).float().to(device)
-    depths = torch.cat([depths, depths.new_ones(1)])
+    still = (cell_T_source @ torch.linalg.inv(cell_T_target))[:3].expand_as(on_ground)
+    projection = torch.cat([planes, on_ground, still], dim=2).float().to(device)
+    depths = torch.cat([depths, depths.new_ones(2)])
 
     v, u = torch.meshgrid(*(torch.arange(n, dtype=torch.float32, device=device) for n in size), indexing="ij")
     rise = torch.einsum("nc,chw->nhw", rises.float().to(device), torch.stack([u, v, torch.ones_like(u)]))
@@ -106,7 +108,8 @@ def hypothesize(
     x, y, z = _project(projection, depths, u, v)
     inside = (x >= -0.5) & (x <= source_size[1] - 0.5) & (y >= -0.5) & (y <= source_size[0] - 0.5) & (z > 0.1)
     inside = inside & (sources.index >= 0).to(device)[:, :, None, None, None]
-    inside[:, :, -1] &= ground.isfinite()[:, None]
+    inside[:, :, -2] &= ground.isfinite()[:, None]
+    inside[:, :, -1] &= (sources.kind == 0).to(device)[:, :, None, None]
     return Hypotheses(projection, depths, inside, ground)
 
 

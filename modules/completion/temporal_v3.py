@@ -18,7 +18,7 @@ from .sources import FAR_GROUND, Hypotheses, Sources, hypothesize, list_sources
 from .stage import TemporalConfig, TemporalStage
 
 KINDS = 3  # of sources, see `Sources.kind`
-GRID = (14, 25)  # cells of what each camera usually sees, whatever the size of the maps
+MOMENTUM = 0.02  # of the means of what each camera usually sees
 
 
 class MotionCompensatedTemporalCompletionV3(TemporalStage):
@@ -28,8 +28,9 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
     brought straight into the missing camera's view at several depths and on the ground, in one call of
     `multi_depth_warp`. How much each counts is said by the *target* cell: by where its ray meets the ground, by which
     camera and where it is, by the source's age and kind, and by whether the source sees the place at all. One more
-    hypothesis is what this camera usually shows in this cell, which no source has to support: a constant is
-    expressible, and doubt leads to it. Attention over the sources, a decoder and a gate refine the scale
+    hypothesis is that there is nothing unusual. What a camera usually shows in a cell, its running mean, stays where it
+    is, and what moves is the difference from it: so a constant is expressible, doubt leads to it, and features that say
+    where in the image they are do not go astray. Attention over the sources, a decoder and a gate refine the scale
     `config.stride`; the others take its weights and, through one linear layer, what it refined.
 
     Missing cameras are completed whether there is a history or not. The rest is as in V1.
@@ -64,12 +65,15 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         self.register_buffer("depths", torch.tensor(config.depths, dtype=torch.float32), persistent=False)
 
         self.attention = CameraAttention(channels, len(self.cameras), heads=config.heads)
-        self.steer = nn.Sequential(  # of a cell: a score of each depth and the ground, of each kind, of the usual
-            nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, len(config.depths) + 1 + KINDS + 1)
+        self.hypotheses = len(config.depths) + 2  # of a source
+        self.steer = nn.Sequential(  # of a cell: a score of each hypothesis, of each kind of source, of the usual
+            nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, self.hypotheses + KINDS + 1)
         )
         self.age_score = nn.Parameter(torch.tensor(-1.0))  # for each second
         scales = range(len(self.strides))
-        self.usual = nn.ParameterList(nn.Parameter(torch.zeros(len(self.cameras), channels, *GRID)) for _ in scales)
+        # What each camera usually sees, (scales · V, C, *grid): four axes, so that it can be channels_last.
+        self.register_buffer("usual", torch.zeros(len(self.strides) * len(self.cameras), channels, *config.grid))
+        self.register_buffer("counted", torch.zeros((), dtype=torch.int64))  # batches that the means are of
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
             nn.GroupNorm(1, channels),
@@ -90,7 +94,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         with torch.no_grad():
             self.steer[-1].bias[-KINDS - 1 :] = torch.tensor([0.0, -1.0, 0.0, -2.0])
         for gate in self.gate:
-            nn.init.constant_(gate[-1].bias, 3.0)
+            nn.init.constant_(gate[-1].bias, 4.0)
         self.backend = backend
 
     def complete(
@@ -112,11 +116,28 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         for x in features:
             self._validate(x, missing, frame)
         with annotate("temporal_completion"):
+            if self.training:
+                self._learn_usual(features, missing)
             history.prepare(frame, features)
             sources = list_sources(missing.cpu(), frame, history.frames, self._table, self.moments)
             if len(sources.sample):
                 features = self._complete(features, sources, history)
         return features, missing
+
+    @torch.no_grad()
+    def _learn_usual(self, features, missing):
+        """Updates the running means by the cameras that are present, as batch norm does its own."""
+        present = (~missing).to(features[0].dtype).to(features[0].device)[:, :, None, None, None]
+        count = present.sum(0)
+        self.counted += 1
+        step = torch.where(count[:, 0] > 0, (1.0 / self.counted).clamp(min=MOMENTUM), 0.0)[:, None]
+        for mean, x in zip(self.usual.unflatten(0, (len(features), -1)), features):
+            now = F.adaptive_avg_pool2d((x * present).sum(0) / count.clamp(min=1), mean.shape[-2:])
+            mean.lerp_(now.to(mean.dtype), step)
+
+    def _usual(self, scale, size):
+        """What each camera usually shows, (V, C, H, W)."""
+        return F.adaptive_avg_pool2d(self.usual.unflatten(0, (len(self.strides), -1))[scale], size)
 
     def _complete(self, features, sources, history):
         device, completed = features[0].device, list(features)
@@ -124,11 +145,11 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         camera, refined = index[1], None
         score = self._scores(camera, features[self.coarse].shape[-2:])
         for scale in sorted(range(len(self.strides)), key=lambda scale: scale != self.coarse):
-            maps = self._source_maps(features[scale], history.queues[scale].frames, sources.maps)
+            maps = self._unusual(scale, features[scale], history.queues[scale].frames, sources.maps)
             look = _Look(maps, self.strides[scale] * history.pool, sources)
             x = features[scale]
             with annotate("temporal_completion.warp"):
-                base = self._base(x, scale, camera, score, look)
+                base = self._usual(scale, x.shape[-2:])[camera] + self._base(x, scale, camera, score, look)
             if scale == self.coarse:
                 completion = self._refine(x[index], base, camera, score, look)
                 refined = completion - base
@@ -144,8 +165,8 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         now = torch.zeros(len(camera), device=camera.device)
         return self.steer(self.attention.encoding(camera, now, size)).mT.unflatten(-1, size).float()
 
-    def _source_maps(self, features, past, maps):
-        """The sources (S, C, h, w) of a scale, those of the past without gradient."""
+    def _unusual(self, scale, features, past, maps):
+        """What is unusual in the sources of a scale, (S, C, h, w); the past has no gradient."""
         batch, views = features.shape[:2]
         moment, place = maps // (batch * views), maps % (batch * views)
         found = [pooled(features, self._history_pool).flatten(0, 1)[place[moment == 0].to(features.device)]]
@@ -153,11 +174,13 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             then.maps(place[moment == t]).to(features.dtype) for t, then in enumerate(past, 1) if (moment == t).any()
         ]
         joined = torch.cat(found)
-        return joined if len(joined) else features.new_zeros(1, features.shape[2], 1, 1)  # where nobody sees anything
+        if len(joined) == 0:  # nobody sees anything
+            return features.new_zeros(1, features.shape[2], 1, 1)
+        return joined - self._usual(scale, joined.shape[-2:])[(maps % views).to(joined.device)].to(joined.dtype)
 
     def _base(self, features, scale, camera, score, look):
-        """What the sources and the usual say of the missing maps, (N, C, H, W)."""
-        size, stride, count = features.shape[-2:], self.strides[scale], len(self.depths) + 1
+        """What the sources say of what is unusual in the missing maps, (N, C, H, W)."""
+        size, stride, count = features.shape[-2:], self.strides[scale], self.hypotheses
         found = look.at(self.depths, size, stride)
         score = _resized(score, size)
         depth = self._depth_score(score[:, :count], found)[:, None]  # (N, 1, J, H, W)
@@ -168,19 +191,17 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         source = (of_kind + self.age_score * age[:, :, None, None])[:, :, None]
         logits = (depth + source).masked_fill(~found.seen, -torch.inf).flatten(1, 2)  # (N, K·J, H, W)
         share = torch.cat([logits, score[:, -1:]], dim=1).softmax(dim=1)
-        weights, rest = share[:, :-1], share[:, -1:]
-        warped, coverage = self._warp(look, found, weights, look.sources.index, size)
-        usual = F.interpolate(self.usual[scale], size=size, mode="bilinear", align_corners=False)[camera]
-        return (warped + rest * usual) / (coverage[:, None] + rest).clamp(min=1e-3)
+        warped, _ = self._warp(look, found, share[:, :-1], look.sources.index, size)
+        return warped
 
     def _depth_score(self, learnt, found: Hypotheses):
-        """The score of each depth and of the ground, (N, J, H, W): the ground where it is near, and planes of about the
-        ground's depth, nothing being behind it; plus what was learnt."""
+        """The score of each hypothesis, (N, J, H, W): the ground where it is near, and planes of about the ground's
+        depth, nothing being behind it; plus what was learnt."""
         near = found.ground.clamp(max=FAR_GROUND)[:, None]
-        away = (found.depths[:-1, None, None].log() - near.log()) / 0.7  # (N, J − 1, H, W)
+        away = (self.depths[:, None, None].log() - near.log()) / 0.7  # (N, J − 1, H, W)
         planes = -torch.where(away > 0, 4 * away.square(), away.square())
         ground = torch.where(found.ground[:, None] < FAR_GROUND, 2.0, 0.0)
-        return torch.cat([planes, ground], dim=1) + learnt
+        return torch.cat([planes, ground, torch.full_like(ground, -1.0)], dim=1) + learnt
 
     def _refine(self, original, base, camera, score, look):
         """Attention from the base to every source as it would look from here, and the decoder."""
@@ -199,7 +220,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         found = look.at(self.depths, size, self.stride * side)
         query, slot = (sources.index >= 0).nonzero().unbind(1)
         row = query.to(device), slot.to(device)
-        depth = self._depth_score(_resized(score, size)[:, : len(self.depths) + 1], found)[row[0]]
+        depth = self._depth_score(_resized(score, size)[:, : self.hypotheses], found)[row[0]]
         weights = depth.masked_fill(~found.seen[row], -1e4).softmax(dim=1) * found.seen[row]
         one = Hypotheses(found.projection[row][:, None], found.depths, found.seen[row][:, None], found.ground[row[0]])
         maps, coverage = self._warp(look, one, weights, sources.index[query, slot][:, None], size)

@@ -41,8 +41,10 @@ NOBODY = missing_cameras()
 
 
 def small(topology="neighbours", **settings):
-    config = dict(heads=2, queue_length=2, kv_downsample=2, stride=32, depths=(4.0, 10.0, 40.0), topology=topology)
-    return V3(32, STRIDES, TemporalConfig(**config | settings))
+    config = dict(
+        heads=2, queue_length=2, kv_downsample=2, stride=32, depths=(4.0, 10.0, 40.0), topology=topology, grid=(8, 13)
+    )
+    return V3(32, STRIDES, TemporalConfig(**config | settings)).eval()
 
 
 def maps(**like):
@@ -128,10 +130,11 @@ def on_the_wall(cells, *, own=True):
         for c in (0, cells)
     ]
     config = TemporalConfig(heads=2, kv_downsample=2, stride=STRIDE, depths=(DISTANCE,), topology="neighbours")
-    module = V3(32, (STRIDE,), config)
+    module = V3(32, (STRIDE,), config).eval()
     with torch.no_grad():
         module.gate[0][-1].bias.fill_(100.0)  # takes all that was completed
-        module.steer[-1].bias[-1] = -100.0  # nothing is usual
+        module.steer[-1].bias[-1] = -100.0  # nothing is usual …
+        module.steer[-1].bias[module.hypotheses - 1] = -100.0  # … and nothing moves with the rig
     missing = missing_cameras((0, FRONT), samples=1)
     others = missing_cameras((0, FRONT_LEFT), (0, FRONT_RIGHT), samples=1) if own else missing
     module([shown[0]], others & False if own else missing, wall_frame(0, size))
@@ -170,15 +173,34 @@ def test_only_missing_cameras_change_and_every_one_of_them(frames):
 
 
 def test_what_is_usual_fills_what_nobody_sees(frames):
-    """A constant by camera can be said exactly, at every scale."""
-    module, missing = small("own"), missing_cameras((0, FRONT), (1, BACK))
-    with torch.no_grad():
-        for usual, gate in zip(module.usual, module.gate):
-            usual += torch.arange(6.0)[:, None, None, None] + 1
-            gate[-1].bias.fill_(100.0)
-    for completed in module(maps(), missing, frames[0]):
+    """The mean of what each camera showed in each cell while it was present in training, at every scale."""
+    module, missing = small("own", grid=SIZES[0]), missing_cameras((0, FRONT), (1, BACK))
+    for gate in module.gate:
+        torch.nn.init.constant_(gate[-1].bias, 100.0)
+    batches, gone = [maps() for _ in range(3)], [NOBODY, NOBODY, missing_cameras((0, BACK))]
+    for batch, absent in zip(batches, gone):
+        module.train().complete(batch, absent, frames[0], module.new_history())
+    for scale, completed in enumerate(module.eval()(maps(), missing, frames[0])):
         for sample, camera in ((0, FRONT), (1, BACK)):
-            torch.testing.assert_close(completed[sample, camera], torch.full_like(completed[0, 0], camera + 1.0))
+            means = [b[scale][~g[:, camera], camera].mean(0) for b, g in zip(batches, gone)]
+            torch.testing.assert_close(completed[sample, camera], sum(means) / 3, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_usual_stays_and_the_rest_moves():
+    """A source that shows nothing but what is usual says so, wherever the rig went; a standing rig is unmoved by it."""
+    frames = [wall_frame(cells, (4, 12), time=0.5 * index) for index, cells in enumerate((0, 0, 3))]
+    config = TemporalConfig(heads=2, kv_downsample=2, stride=STRIDE, depths=(DISTANCE,), grid=(4, 12))
+    module, missing = V3(32, (STRIDE,), config).eval(), missing_cameras((0, FRONT), samples=1)
+    usual, unusual = torch.randn(6, 32, 4, 12), torch.randn(1, 6, 32, 4, 12)
+    with torch.no_grad():
+        module.usual.copy_(usual)
+        module.gate[0][-1].bias.fill_(100.0)
+        module.steer[-1].bias[-1] = -100.0
+    for frame, extra in ((frames[1], 0), (frames[2], 0), (frames[1], unusual[:, :1])):
+        module.reset_history()
+        module([usual[None] + extra], missing & False, frames[0])
+        (completed,) = module([usual[None] + extra], missing, frame)
+        torch.testing.assert_close(completed, usual[None] + extra, atol=2e-3, rtol=1e-3)
 
 
 def test_who_was_missing_or_is_not_listed_is_not_read(frames):

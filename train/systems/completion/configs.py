@@ -118,6 +118,7 @@ def _tiny(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
     model.temporal.heads = model.planning.heads = 4
     if not model.temporal.geometry:
         model.temporal.depths = (10.0, 30.0, 200.0)  # at this size most of what is seen is too far to move
+    model.temporal.grid = (12, 20)
     model.temporal.history_pool = min(model.temporal.history_pool, model.temporal.kv_downsample)
     model.dropout.p_missing, model.dropout.ramp_steps = 1.0, 0
     model.temporal.queue_length = data.history
