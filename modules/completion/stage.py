@@ -27,7 +27,7 @@ class TemporalConfig:
     max_gap: Positive = 2.0  # seconds between moments after which a history is stale
     history_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None  # of stored history; None = as it is
     geometry: bool = False  # V3: every source straight into the missing camera's view, at every scale
-    moments: Count = 2  # V3: the newest of each source camera that are warped to every cell; keys are of all
+    moments: Count = 1  # V3: the newest of each source camera that are warped to every cell; keys are of all
     grid: tuple[Count, Count] = (28, 50)  # V3: cells (height, width) of what each camera usually sees
     history_pool: Count = 1  # V3: side of the square of cells that is averaged into one before it is stored
 
