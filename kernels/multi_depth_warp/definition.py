@@ -13,6 +13,7 @@ def forward(features, projection, depths, weights, offsets, source_index, height
         warped = torch.zeros(targets, features.shape[1], height, width, device=features.device) + nothing
         return warped.to(features.dtype), torch.zeros(targets, height, width, device=features.device)
 
+    projection = projection.to(dtype)
     source, exists = features.to(dtype), torch.ones(targets, dtype=torch.bool, device=features.device)
     if source_index is not None:
         exists = (source_index >= 0) & (source_index < len(features))
