@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from rigfuse.modules.sparse_drive.results import DriveResult
 from rigfuse.train import checkpoint
 from rigfuse.train import main as program
 from rigfuse.train.config import apply_options, check
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.sparse_drive.anchors import find_anchors
+from rigfuse.train.systems.sparse_drive.baselines import Memory, results_of_truth
 from rigfuse.train.systems.sparse_drive.evaluate import DrivingFigures, Seen, drive
 from rigfuse.train.systems.sparse_drive.model import DrivingModel
 
@@ -64,28 +64,15 @@ def test_streaming_is_what_windows_train(settings):
     """Moment by moment through `drive`, and the present of a window after its past: the same boxes and plan."""
     _, validation = settings.build_data()
     model = settings.build_model().eval()
-    (last,) = [seen for seen in drive(model, batches(settings, validation, [0, 1]), settings.results)][1:]
+    (last,) = list(drive(model, batches(settings, validation, [0, 1]), settings.results))[1:]
     moments = batches(settings, validation, [0, 1])
     state = None
     for batch in moments:
         output, state, _ = DrivingModel.drive(model, batch.images[:, 0], batch.frames[0], state)
     scores, _ = output.detection.logits[-1][0].sigmoid().max(-1)
     torch.testing.assert_close(last.result.class_scores.sort().values, scores.sort().values)
-    fresh = [seen for seen in drive(model, moments[1:], settings.results)][0].result
+    fresh = list(drive(model, moments[1:], settings.results))[0].result
     assert not torch.equal(fresh.class_scores.sort().values, scores.sort().values)  # the past has a say
-
-
-def perfect(truth, index):
-    """The results of a model that knows the truth."""
-    boxes, labels = truth.boxes[index], truth.labels[index]
-    scores = torch.linspace(0.9, 0.8, len(boxes))
-    paths = truth.futures[index].cumsum(1) + boxes[:, None, :2]
-    lines = truth.lines[index][:, 0]
-    return DriveResult(
-        torch.cat([boxes.nan_to_num(), torch.zeros(len(boxes), 1)], dim=1), scores, scores, labels,
-        torch.arange(len(boxes)), lines, torch.linspace(0.9, 0.8, len(lines)), truth.line_labels[index],
-        futures=paths[:, None].expand(-1, 2, -1, -1), plan=truth.ego_future[index].cumsum(0),
-    )  # fmt: skip
 
 
 def test_who_knows_the_truth_is_perfect(settings):
@@ -95,7 +82,7 @@ def test_who_knows_the_truth_is_perfect(settings):
     figures = DrivingFigures(settings, settings.model.head)
     for batch in batches(settings, validation, range(3)):
         batch.truth.ego_future_known[:] = True  # the scene is too short for a whole plan
-        figures.add(Seen(batch, 0, perfect(batch.truth, 0), measured=None))
+        figures.add(Seen(batch, 0, results_of_truth(batch.truth, 0), measured=None))
     found = figures.compute()
     present = {name for name in found if name.startswith("AP/") and found[name] > 0}
     assert len(present) >= 5 and all(found[name] > 0.95 for name in present) and found["mATE"] < 1
@@ -103,6 +90,19 @@ def test_who_knows_the_truth_is_perfect(settings):
     assert found["motion/matches/car"] == found["motion/truths/car"] > 5
     assert found["plan/L2/mean"] < 1e-4 < 0.1 < found["plan/constant velocity/L2/mean"]
     assert "plan/measured status/L2/mean" not in found
+
+
+def test_a_memory_finds_the_moment_again(settings):
+    """Of its own moments it knows everything; of others it says what is nearest."""
+    settings.evaluation.tasks = ("detection", "map", "motion", "planning")
+    training, validation = settings.build_data()
+    memory = Memory(validation)
+    for seen in memory.drive(batches(settings, validation, range(3))):
+        torch.testing.assert_close(seen.result.boxes[:, :9], seen.batch.truth.boxes[0].nan_to_num())
+    (other,) = Memory(training).drive(batches(settings, validation, [1]))
+    assert other.result.boxes.shape != other.batch.truth.boxes[0].shape or not torch.equal(
+        other.result.boxes[:, :9], other.batch.truth.boxes[0]
+    )
 
 
 def test_train_resume_and_evaluate_from_the_command_line(small_world, tmp_path, capsys):
