@@ -1,4 +1,4 @@
-.PHONY: help install test bench list gpu lint clean
+.PHONY: help install test bench list gpu world train lint clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/gpu-$(shell date +%Y%m%d-%H%M%S)
+WORLD := runs/world
+CONFIG ?= completion_v2_tiny
 
 help:  ## show the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +35,15 @@ list: $(STAMP)  ## show everything that can be measured
 
 gpu:  ## on a GPU, nothing installed: ten minutes of tests and measurements, packed into one archive
 	$(PYTHON) bench/gpu_day.py --out $(OUT)
+
+$(WORLD)/summary.json: | $(STAMP)
+	$(BIN)/python train/tools/make_world.py --out $(WORLD)
+
+world: $(WORLD)/summary.json  ## make runs/world, a generated town in nuScenes' format
+
+train: world  ## train CONFIG=completion_v2_tiny in two processes on runs/world, or go on with it
+	$(BIN)/torchrun --nproc-per-node 2 train/main.py --config $(CONFIG) --data $(WORLD) --resume auto \
+	    --cfg-options loader.batch_size=2
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .
