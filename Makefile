@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/gpu-$(shell date +%Y%m%d-%H%M%S)
 WORLD := runs/world
-CONFIG ?= completion_v2_tiny
 
 help:  ## show the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,9 +40,12 @@ $(WORLD)/summary.json: | $(STAMP)
 
 world: $(WORLD)/summary.json  ## make runs/world, a generated town in nuScenes' format
 
-train: world  ## train CONFIG=completion_v2_tiny in two processes on runs/world, or go on with it
-	$(BIN)/torchrun --nproc-per-node 2 train/main.py --config $(CONFIG) --data $(WORLD) --resume auto \
-	    --cfg-options loader.batch_size=2
+TRAIN = $(BIN)/torchrun --nproc-per-node 2 train/main.py --data $(WORLD) --resume auto
+WEIGHTS = model.backbone.weights=work_dirs/depth_tiny/checkpoints/best.pt
+
+train: world  ## train depth_tiny, then completion_v2_tiny on its features, in two processes on runs/world
+	$(TRAIN) --config depth_tiny
+	$(TRAIN) --config completion_v2_tiny --cfg-options $(WEIGHTS) loader.batch_size=2
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from ..detection.losses import focal_loss
+from ..settings import Share
 from . import boxes
 from .decoder import InstanceOutput
 from .head import DriveOutput, HeadConfig
@@ -56,7 +57,7 @@ class DriveTruth:
 
 @dataclass
 class LossConfig:
-    box_threshold: float = 0.05  # a matched instance less sure than this does not learn where its target is
+    box_threshold: Share = 0.05  # a matched instance less sure than this does not learn where its target is
     no_direction: tuple[str, ...] = ("barrier",)  # classes whose front is as good as their back
     no_yaw: tuple[str, ...] = ("traffic_cone",)
 

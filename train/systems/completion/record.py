@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ....modules.completion.cascade import CompletionCascade
 from ...claims import ACCURACY, FAILS, HOLDS, RUN_MEMORY, RUN_SPEED
 from ...record import RecordOptions, Run, by_config, markdown, spread
 from . import pictures
+from .baselines import random_features
 from .evaluate import BASELINES, Score, evaluate_completion, scenarios
 
 FIGURES = dict(
@@ -29,6 +30,7 @@ class CompletionRun(Run):
     """A run with its scores at every scale."""
 
     scores: list[Score]
+    remarks: list[str] = field(default_factory=list)  # what makes the figures mean less
 
     def figure(self, scenario: str, method: str, name: str = "relative_l2", stride: int | None = None) -> float:
         """One figure of one method in one scenario, at one stride or as the mean over them."""
@@ -66,6 +68,7 @@ def sections(runs: Sequence[Run], folder: Path, options: RecordOptions) -> list[
     windows = Path(root).name if root else "the built-in drive"
     return [
         "## Completion of missing cameras: verdicts\n",
+        *(f"**{run.folder.name}: {line}**\n" for run in scored for line in run.remarks),
         markdown(verdicts(groups)),
         f"Evaluated on {device}, torch {torch.__version__}, validation windows of {windows}.\n",
         *(
@@ -92,7 +95,7 @@ def score_run(run: Run, options: RecordOptions) -> CompletionRun:
     which = scenarios(model.dropout.cameras, settings.data.history)
     constant = constant_of(run, model)
     scores = evaluate_completion(model, batches(), which, settings.model.temporal.depths, constant)
-    return CompletionRun(run.folder, run.saved, run.log, scores)
+    return CompletionRun(run.folder, run.saved, run.log, scores, random_features(model))
 
 
 def constant_of(run: Run, model: CompletionCascade) -> list[torch.Tensor]:
