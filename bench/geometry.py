@@ -1,8 +1,21 @@
-"""The rig at successive moments: of a nuScenes root, or of the built-in drives."""
+"""A rig, whom its cameras attend to, and the rig at successive moments: of a nuScenes root or the built-in drives."""
 
-from ..modules.rig import Camera, ImageAugmentation, RigFrame
+from ..modules.rig import NUSCENES_CAMERAS, Camera, ImageAugmentation, Rig, RigFrame
+from ..modules.topology import Topology
 from ..train.data import Drive
 from .workload import Unavailable
+
+
+def rig_of(drives: list[Drive]) -> Rig:
+    """The rig of these drives, which all have the same cameras, as it was first."""
+    return next(drive[0].rig for drive in drives if len(drive))
+
+
+def topology_of(name: str, rig: Rig) -> Topology:
+    """A topology by its name. Neighbours are nuScenes' where the cameras are, else those whose views overlap."""
+    if name == "neighbours" and not set(rig.names) <= set(NUSCENES_CAMERAS):
+        return Topology.from_calibration(rig)
+    return Topology.named(name, rig.names)
 
 
 def moments(case, drives: list[Drive]) -> list[RigFrame]:

@@ -10,50 +10,44 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .. import kernels
-from .eager import eager_attention, eager_fusion
-from .peers import gathered_sdpa, grid_sample_warp
+from .peers import gathered_sdpa
 
 TOOLKIT, EAGER, SDPA, REFERENCE = "rigfuse", "eager", "sdpa", "reference"
 _REFERENCE_QUERIES = 512
 _MODULES = f"{kernels.__name__.rpartition('.')[0]}.modules."
 
 
-def _warp(features, projection, depths, *, weights=None, offsets=None, backend=None):
-    with torch.autocast(features.device.type, enabled=False):  # or the geometry would be computed in half precision
-        return grid_sample_warp(features, projection, depths, weights=weights, offsets=offsets)
+def _definition(operation: str):
+    """An operation as its definition computes it: everything stored, differentiated by autograd."""
+
+    def run(*arguments, backend=None, **settings):
+        return getattr(kernels, operation)(*arguments, **settings, backend="definition")
+
+    return run
 
 
-def _attention_by(function):
-    def attend(query, key, value, block_table, *, key_mask=None, backend=None):
-        if key_mask is None:
-            key_mask = key.new_ones(key.shape[:2], dtype=torch.bool)
-        return function(query, key, value, block_table, key_mask)
-
-    return attend
+def _sdpa(query, key, value, block_table, *, key_mask=None, backend=None):
+    if key_mask is None:
+        key_mask = key.new_ones(key.shape[:2], dtype=torch.bool)
+    return gathered_sdpa(query, key, value, block_table, key_mask)
 
 
-def _fusion(original, completed, gate_logits, *, fine=None, importance=None, backend=None):
-    if fine is None:
-        return eager_fusion(original, completed, gate_logits)
-    return kernels.gated_fusion(original, completed, gate_logits, fine=fine, importance=importance, backend="torch")
+def _sliced(query, *others, **settings):
+    """The definition, of some queries after others: so float64 scores of a large case fit."""
+
+    def attend(part):
+        return EAGER_OPERATIONS["cross_camera_attention"](part, *others, **settings)
+
+    parts = query.split(_REFERENCE_QUERIES, dim=1)
+    return torch.cat([checkpoint(attend, part, use_reentrant=False) for part in parts], dim=1)
 
 
-def _importance(points, valid, size, *, sigma, backend=None):
-    return kernels.trajectory_importance(points, valid, size, sigma=sigma, backend="torch")
-
-
-def sliced_attention(query, *others):
-    """Stored scores, of some queries after others: so float64 scores of a large case fit."""
-    slices = query.split(_REFERENCE_QUERIES, dim=1)
-    return torch.cat([checkpoint(eager_attention, part, *others, use_reentrant=False) for part in slices], dim=1)
-
-
-_PLAIN = dict(multi_depth_warp=_warp, gated_fusion=_fusion, trajectory_importance=_importance)
+EAGER_OPERATIONS = {name: _definition(name) for name in kernels.__all__ if name.islower()}
 IMPLEMENTATIONS = {
     TOOLKIT: {},
-    EAGER: {**_PLAIN, "cross_camera_attention": _attention_by(eager_attention)},
-    SDPA: {**_PLAIN, "cross_camera_attention": _attention_by(gathered_sdpa)},
-    REFERENCE: {**_PLAIN, "cross_camera_attention": _attention_by(sliced_attention)},
+    EAGER: EAGER_OPERATIONS,
+    SDPA: {**EAGER_OPERATIONS, "cross_camera_attention": _sdpa},
+    REFERENCE: {**EAGER_OPERATIONS, "cross_camera_attention": _sliced},
 }
 
 

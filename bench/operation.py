@@ -46,10 +46,9 @@ class Operation:
 
     cases: name → the sizes that `make_inputs` takes. quick: the cases of `--quick`; heavy: by default on a GPU only;
         matter: those worth measuring where there is time for few, by default the first.
-    function: the operation on these inputs, which also takes `backend`. eager: the same in plain PyTorch that stores
-        what it likes; None = the operation's own definition.
-    peers: provider → given the inputs, the function to call with their arguments; raises `Unavailable`. "rigfuse" and
-        "eager" are always there.
+    function: the operation on these inputs, which also takes `backend`.
+    peers: provider → given the inputs, the function to call with their arguments; raises `Unavailable`. Always there
+        are "rigfuse", "eager" (the operation's definition, which stores what it likes) and "compile", the inductor's.
     lesser: providers of less, such as attention without the bias: what the operation would cost without what it adds.
         They compute another function, so they are held to one another; the first is plain PyTorch.
     axis: the size that plots have on their axis.
@@ -60,7 +59,6 @@ class Operation:
     cases: Mapping[str, Mapping[str, int]]
     make_inputs: Callable[..., Inputs]
     function: Function
-    eager: Function | None = None
     peers: Mapping[str, Callable[[Inputs], Function]] = field(default_factory=dict)
     quick: tuple[str, ...] = ()
     heavy: tuple[str, ...] = ()
@@ -76,9 +74,9 @@ class Operation:
     @property
     def equal(self) -> dict[str, Callable[[Inputs], Function]]:
         """The providers of the operation itself."""
-        eager = self.eager or partial(self.function, backend="definition")
-        always = {PLAIN: lambda inputs: eager, TOOLKIT: lambda inputs: self.function}
-        return {**always, "compile": compiled(eager), **self.peers}
+        definition = partial(self.function, backend="definition")
+        always = {PLAIN: lambda inputs: definition, TOOLKIT: lambda inputs: self.function}
+        return {**always, "compile": compiled(definition), **self.peers}
 
     @property
     def all_peers(self) -> list[str]:

@@ -80,7 +80,7 @@ def resolve(arguments) -> Request:
         device=device,
         dtype=DTYPES[dtype],
         effort=QUICK if arguments.quick else THOROUGH,
-        drives=_drives(arguments.data),
+        drives=_drives(arguments.data, subject),
         out=check_new("--out", out),
         earlier=_earlier(arguments.against),
     )
@@ -108,17 +108,20 @@ def _device(name):
     return torch.device(name)
 
 
-def _drives(data) -> list[Drive]:
+def _drives(data, subject) -> list[Drive]:
     """The drives, after a look at a moment of each: a rig that does not fit is refused before anything is measured."""
     try:
         drives = open_drives(data)
-        rigs = [drive[0].rig for drive in drives if len(drive)]
+        names = [drive[0].rig.names for drive in drives if len(drive)]
     except (OSError, ValueError, ImportError, KeyError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UsageError(f"--data: {what}") from error
-    other = next((rig.names for rig in rigs if rig.names != NUSCENES_CAMERAS), None)
+    if not names:
+        raise UsageError(f"--data: {data} has no scene")
+    needed = names[0] if subject.any_rig else NUSCENES_CAMERAS
+    other = next((cameras for cameras in names if cameras != needed), None)
     if other is not None:
-        raise UsageError(f"--data: its rig has the cameras {', '.join(other)}; needs {', '.join(NUSCENES_CAMERAS)}")
+        raise UsageError(f"--data: a scene has the cameras {', '.join(other)}; needs {', '.join(needed)}")
     return drives
 
 

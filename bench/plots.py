@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..modules.drawing import draw_rig
-from ..modules.topology import Topology
 from ..train.data import Drive
 from ..train.data.warp_picture import draw_warps
+from .geometry import rig_of, topology_of
 from .report import scope_name
 from .results import Outcome, Row
 from .workload import MODE_NAMES
@@ -41,8 +41,8 @@ def draw(outcome: Outcome, folder: Path) -> list[str]:
 
 def draw_geometry(drives: Sequence[Drive], folder: Path) -> list[str]:
     """Who attends to whom in V2; where there are images, also real history warped onto static objects."""
-    title = "V2: each camera and its neighbours"
-    draw_rig(drives[0][0].rig, Topology.named("neighbours"), folder / "topology.png", title)
+    title, rig = "V2: each camera and its neighbours", rig_of(drives)
+    draw_rig(rig, topology_of("neighbours", rig), folder / "topology.png", title)
     views = draw_warps(drives, folder / "warp.png")
     return ["topology.png", "warp.png"] if views else ["topology.png"]
 

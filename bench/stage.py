@@ -6,11 +6,10 @@ import torch
 
 from ..modules.completion.temporal import MotionCompensatedTemporalCompletion, TemporalConfig, plan_attention
 from ..modules.history import HistoryFrame
-from ..modules.rig import NUSCENES_CAMERAS, RigFrame
-from ..modules.topology import Topology
+from ..modules.rig import NUSCENES_CAMERAS, Rig, RigFrame
 from ..train.data import Drive
 from .floors import traffic_floor
-from .geometry import moments
+from .geometry import moments, rig_of, topology_of
 from .implementations import operation_of, operations_of
 from .workload import Call, Floor
 
@@ -22,7 +21,8 @@ class Case:
     """One problem size of stage 1, or of a training step of the whole cascade.
 
     image: (height, width) pixels. stride: pixels per feature cell. moments: T, moments of history. missing: cameras
-    that are absent now, of the first sample; sample b misses those b places further in the rig's order.
+    that are absent now, of the first sample, counted in a rig of six; sample b misses those b places further in the
+    rig's order.
     quick: belongs to `--quick`. heavy: takes long on a CPU, or tens of GB; by default on a GPU only. default: measured
     without being named. experiment: of train/configs, whose networks a training step at this size has ("" = none); in
     that scope stride, channels, heads and so on are the experiment's.
@@ -60,8 +60,8 @@ class Case:
         scores = self.heads * queries * keys / self.kv_downsample**2
         return (scores + self.batch * keys * self.channels * len(self.depths)) / 1e6
 
-    def missing_cameras(self, sample: int) -> list[int]:
-        return [(camera + sample) % CAMERAS for camera in self.missing]
+    def missing_cameras(self, sample: int, cameras: int) -> list[int]:
+        return [(camera * cameras // CAMERAS + sample) % cameras for camera in self.missing]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -77,6 +77,7 @@ class Problem:
     """The seeded inputs of a case, the same for every provider. `history` is in temporal order."""
 
     case: Case
+    rig: Rig
     features: torch.Tensor  # (B, V, C, H, W) float32 on the device
     history: list[torch.Tensor]
     missing: torch.Tensor  # (B, V) bool on the CPU: who is missing decides what is launched
@@ -87,8 +88,8 @@ class Problem:
 
 
 def make_problem(case: Case, device: torch.device, drives: list[Drive]) -> Problem:
-    generator = torch.Generator().manual_seed(0)
-    shape = (case.batch, CAMERAS, case.channels, *case.size)
+    generator, rig = torch.Generator().manual_seed(0), rig_of(drives)
+    shape = (case.batch, len(rig.cameras), case.channels, *case.size)
 
     def maps():
         flat = torch.randn((shape[0] * shape[1], *shape[2:]), generator=generator)
@@ -96,35 +97,35 @@ def make_problem(case: Case, device: torch.device, drives: list[Drive]) -> Probl
 
     missing = torch.zeros(shape[:2], dtype=torch.bool)
     for sample in range(case.batch):
-        missing[sample, case.missing_cameras(sample)] = True
+        missing[sample, case.missing_cameras(sample, shape[1])] = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = _module(case, "global")
+        module = _module(case, rig, "global")
         for parameter in module.parameters():
             if not parameter.any():  # what training starts from zero would hide everything before it from the check
                 torch.nn.init.normal_(parameter, std=1e-2)
     history = [maps() for _ in range(case.moments)]
     frames = moments(case, drives)
-    return Problem(case, maps(), history, missing, frames, module.state_dict(), maps(), device)
+    return Problem(case, rig, maps(), history, missing, frames, module.state_dict(), maps(), device)
 
 
-def _module(case, topology):
+def _module(case, rig, topology):
     config = TemporalConfig(
-        topology=topology,
         heads=case.heads,
         depths=case.depths,
         queue_length=case.moments,
         kv_downsample=case.kv_downsample,
         stride=case.stride,
     )
-    return MotionCompensatedTemporalCompletion(case.channels, config)
+    settings = dict(cameras=rig.names, topology=topology_of(topology, rig))
+    return MotionCompensatedTemporalCompletion(case.channels, config, **settings)
 
 
 def temporal_call(problem: Problem, implementation: str, topology: str, dtype: torch.dtype) -> Call:
     """Stage 1: warp, attention, decode, fuse. Weights stay float32 under autocast in a half-precision run, as in
     training; float64 is float64 throughout."""
     half = dtype in (torch.float16, torch.bfloat16)
-    module = _module(problem.case, topology).to(problem.device, torch.float32 if half else dtype)
+    module = _module(problem.case, problem.rig, topology).to(problem.device, torch.float32 if half else dtype)
     module.load_state_dict(problem.weights)
     features = problem.features.to(dtype).requires_grad_()
     history = [past.to(dtype) for past in problem.history]
@@ -151,7 +152,7 @@ def block_table(problem: Problem, topology: str) -> torch.Tensor:
     """(Nq, M) into the T·B·V camera frames of the history; −1 = none."""
     past = reversed(list(zip(problem.history, problem.frames)))
     history = [HistoryFrame(features, ~torch.zeros_like(problem.missing), frame) for features, frame in past]
-    plan = plan_attention(problem.missing, history, Topology.named(topology).table(NUSCENES_CAMERAS))
+    plan = plan_attention(problem.missing, history, topology_of(topology, problem.rig).table(problem.rig.names))
     numbers = torch.cat([t * problem.missing.numel() + maps for t, maps in enumerate(plan.maps)])
     return torch.where(plan.block_table >= 0, numbers[plan.block_table.clamp(min=0)], -1)
 

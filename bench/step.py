@@ -10,11 +10,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..modules.completion.cascade import CompletionCascade, RigWindow
+from ..modules.rig import NUSCENES_CAMERAS
 from ..train.data import Drive
 from ..train.optim import build_optimizer
 from ..train.systems import experiment
 from ..train.systems.completion.experiment import CompletionExperiment
-from .geometry import moments
+from .geometry import moments, rig_of
 from .implementations import operations_of
 from .stage import CAMERAS, Case
 from .workload import Call, Unavailable
@@ -59,6 +60,8 @@ class NoiseOfFloat32(TorchFunctionMode):
 def make_step(case: Case, device: torch.device, drives: list[Drive]) -> Step:
     if not case.experiment:
         raise Unavailable("no training step at this size: none of the experiments has it")
+    if rig_of(drives).names != NUSCENES_CAMERAS:
+        raise Unavailable("no training step with this rig: the experiments' cascade has nuScenes' cameras")
     settings = experiment(case.experiment)
     settings.data.image_size = case.image
     settings.data.history = settings.model.temporal.queue_length = case.moments
@@ -68,7 +71,7 @@ def make_step(case: Case, device: torch.device, drives: list[Drive]) -> Step:
     window = RigWindow(images, moments(case, drives), ahead.expand(case.batch, -1, -1)).to(device)
     missing = torch.zeros(case.batch, CAMERAS, dtype=torch.bool)
     for sample in range(case.batch):
-        missing[sample, case.missing_cameras(sample)] = True
+        missing[sample, case.missing_cameras(sample, CAMERAS)] = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = settings.build_model()

@@ -72,14 +72,15 @@ class Subject:
     A subject of another kind overrides `measure` and `tables`.
 
     option: of the command line, without dashes. about: one line for --help and --list.
-    takes: the options besides its own that mean something to it. how_to_read: what explains its report.
+    takes: the options besides its own that mean something to it. any_rig: whether it takes any rig, or nuScenes' alone.
+    how_to_read: what explains its report.
     """
 
     option: str
     about: str
     settings: dict = dict(action="store_true")  # of the option
     takes: frozenset[str] = frozenset({"case", "quick", "mode", "device", "dtype", "data", "profile"})
-
+    any_rig: bool = False
     how_to_read: str = report.HOW_TO_READ
 
     def default_dtype(self, device: torch.device) -> str:

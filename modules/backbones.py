@@ -1,14 +1,18 @@
 """Image backbone: ResNet and a feature pyramid, at the strides of either convention in use."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import ResNetBackbone, ResNetConfig
 
+from ..kernels.runtime.extras import optional
+from .backbone_names import resnet_name
 from .settings import Count, Range
+
+transformers = optional("modules", "transformers")
 
 _SIZES = {
     "resnet50": dict(
@@ -24,7 +28,7 @@ class BackboneConfig:
     """Settings of a `ResNet`."""
 
     resnet: Literal["resnet50", "tiny"] = "resnet50"
-    weights: str | None = None  # a local folder or a hub name; None = random
+    weights: str | None = None  # a checkpoint of this toolkit, or transformers' folder or hub name; None = random
     frozen_stages: Annotated[int, Range(at_least=-1, at_most=4)] = 4  # with their statistics; stem = 0, −1 = none
     norm_eval: bool = True  # every batch norm keeps its statistics in training too
 
@@ -44,6 +48,9 @@ class ResNet(nn.Module):
         strides: of the maps returned, some of 4, 8, 16 and 32, ascending.
 
     `channels` says how many channels each map has.
+
+    Raises:
+        ValueError: the strides do not fit, or `config.weights` leave a parameter unfilled; the names are told.
     """
 
     def __init__(self, config: BackboneConfig, strides: tuple[int, ...] = _STAGE_STRIDES):
@@ -52,12 +59,19 @@ class ResNet(nn.Module):
             raise ValueError(f"strides is {strides}, needs some of {_STAGE_STRIDES}, ascending")
         self.strides, self.frozen_stages, self.norm_eval = tuple(strides), config.frozen_stages, config.norm_eval
         stages = [_STAGE_STRIDES.index(stride) for stride in strides]
-        size = ResNetConfig(**_SIZES[config.resnet], out_features=[f"stage{index + 1}" for index in stages])
-        weights = config.weights
-        self.body = ResNetBackbone.from_pretrained(weights, config=size) if weights else ResNetBackbone(size)
+        size = transformers.ResNetConfig(
+            **_SIZES[config.resnet], out_features=[f"stage{index + 1}" for index in stages]
+        )
+        self.body = transformers.ResNetBackbone(size)
         self.channels = tuple(size.hidden_sizes[index] for index in stages)
         for stage in self._frozen():
             stage.requires_grad_(False)
+        if config.weights:
+            _load(self.body, "body", config.weights)
+
+    def random_parts(self) -> list[str]:
+        """Names the parts that are as random as they were made: nobody has trained them, and no weights were loaded."""
+        return ["ResNet"] if _untouched_norms(self.body) else []
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Turns images (N, 3, H, W), normalised, into one (N, C, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
@@ -113,7 +127,8 @@ class ResNetFPN(ResNet):
 
     Args:
         config: see `PyramidConfig`. The strides are (8, 16, 32, 64) in the design documents, (4, 8, 16, 32) in upstream
-            SparseDrive. Levels beyond 32 are strided convolutions of the one before.
+            SparseDrive. Levels beyond 32 are strided convolutions of the one before. Weights without any of the
+            pyramid leave that random.
         channels: C of every level.
     """
 
@@ -125,7 +140,96 @@ class ResNetFPN(ResNet):
         super().__init__(config, tuple(stride for stride in strides if stride in _STAGE_STRIDES))
         self.fpn = FPN(self.channels, channels, levels=len(strides))
         self.strides = tuple(strides)
+        if config.weights:
+            _load(self.fpn, "fpn", config.weights)
+
+    def random_parts(self) -> list[str]:
+        return super().random_parts() + (["FPN"] if _untouched_convolutions(self.fpn) else [])
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Turns images (N, 3, H, W), normalised, into one (N, channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
         return self.fpn(super().forward(images))
+
+
+# ---- weights
+
+
+def _load(module: nn.Module, part: str, source: str) -> None:
+    """Gives `module`, the "body" or the "fpn" of a backbone, its weights from `source`, every one of them.
+
+    Weights without any of the pyramid leave that as it is.
+    """
+    path = Path(source)
+    there = _of_checkpoint(path, part) if path.is_file() else _of_transformers(source, part)
+    own = module.state_dict()
+    if part == "fpn" and not there:
+        return
+    lacking = [name for name in own if name not in there]
+    other = [n for n in own if n in there and own[n].shape != there[n].shape]
+    problems = (
+        [f"lacks {len(lacking)} of {len(own)} weights of the backbone's {part} ({_few(lacking)})"] if lacking else []
+    )
+    if other:
+        shapes = f"{tuple(there[other[0]].shape)} where {tuple(own[other[0]].shape)} is needed"
+        problems.append(f"has {_few(other)} of another shape ({shapes})")
+    if problems:
+        raise ValueError(f"weights: {source} {' and '.join(problems)}")
+    module.load_state_dict({name: there[name] for name in own})
+
+
+def _of_checkpoint(path, part):
+    """The weights of `part` in a checkpoint of this toolkit, under the names inside that part."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a reader of foreign bytes may raise
+        raise ValueError(f"weights: {path} cannot be read as tensors ({_first_line(error)})") from None
+    names = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(names, dict):
+        theirs = any(resnet_name(name.split("backbone.")[-1]) for name in _names(state))
+        how = "these are the names of torchvision or mmdetection; " if theirs else ""
+        tool = "train/tools/import_checkpoint.py makes one of others' weights"
+        raise ValueError(f"weights: {path} is no checkpoint of this toolkit ({how}{tool})")
+    marker = f"backbone.{part}."
+    found = {name.partition(marker)[2]: value for name, value in names.items() if marker in f".{name}"}
+    if part == "body" and not found:
+        raise ValueError(f"weights: {path} has no backbone: none of its names has a part {marker!r}")
+    return found
+
+
+def _of_transformers(source, part):
+    """The same of a folder or a hub name that transformers reads, which has no pyramid."""
+    if part != "body":
+        return {}
+    own = transformers.ResNetConfig.from_pretrained(source)
+    network, report = transformers.ResNetBackbone.from_pretrained(source, config=own, output_loading_info=True)
+    if report["missing_keys"]:
+        there = f"{source} leaves {len(report['missing_keys'])} weights of a ResNet unfilled"
+        how = "train/tools/import_checkpoint.py reads other names than those of transformers"
+        raise ValueError(f"weights: {there} ({_few(sorted(report['missing_keys']))}); {how}")
+    return network.state_dict()
+
+
+def _names(state):
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    return [name for name in state if isinstance(name, str)] if isinstance(state, dict) else []
+
+
+def _few(names):
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _untouched_norms(module: nn.Module) -> bool:
+    """Whether every batch norm is as it was made: scale and variance 1, shift and mean 0."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    ones = all(bool((x == 1).all()) for layer in norms for x in (layer.weight, layer.running_var))
+    return ones and not any(bool(x.any()) for layer in norms for x in (layer.bias, layer.running_mean))
+
+
+def _untouched_convolutions(module: nn.Module) -> bool:
+    """Whether no weight has left the interval that PyTorch draws a convolution's from; a step of training is enough."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    return all(layer.weight.abs().max() <= 1.00001 * layer.weight[0].numel() ** -0.5 for layer in layers)

@@ -34,4 +34,5 @@ Whole = Annotated[int, Range(at_least=0)]
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
+Metres = Annotated[float, Range(at_least=-1000, at_most=1000)]  # a place on either side; radians too
 Momentum = Annotated[float, Range(at_least=0, below=1)]

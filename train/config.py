@@ -136,6 +136,10 @@ class Experiment:
         """Figures over all ranks' shares of the validation set. `loader` gives batches on the device."""
         raise NotImplementedError
 
+    def remarks(self, model) -> list[str]:
+        """What is odd about the network as it begins to train, in lines that the log shows."""
+        return []
+
     def figure_names(self) -> tuple[str, ...]:
         """What `metric` may be, so that a mistake is seen before training; empty = seen at the first evaluation."""
         return ()

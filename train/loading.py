@@ -22,7 +22,7 @@ def build_loaders(experiment: Experiment, world: World) -> tuple[EpochBatches, D
     settings, run = experiment.loader, experiment.run
     training, validation = experiment.build_data()
     batches = EpochBatches(len(training), settings.batch_size, run.accumulate, world, run.seed)
-    share = [(0, index) for index in range(world.rank, len(validation), world.size)]
+    share = [(0, index) for index in _share(validation, world)]
     options = dict(collate_fn=experiment.collate, num_workers=settings.workers)
     options |= dict(pin_memory=world.device.type == "cuda")
     options |= dict(generator=torch.Generator())  # or a loader would take a number from the step's random state
@@ -30,6 +30,13 @@ def build_loaders(experiment: Experiment, world: World) -> tuple[EpochBatches, D
         options |= dict(worker_init_fn=_outlive_sigterm)
     validation = DataLoader(validation, sampler=share, batch_size=settings.batch_size, **options)
     return batches, DataLoader(training, batch_sampler=batches, **options), validation
+
+
+def _share(validation, world: World):
+    """The items that this rank evaluates: every so many, unless the data set has a say, as where it is streamed."""
+    if hasattr(validation, "share"):
+        return validation.share(world.rank, world.size)
+    return range(world.rank, len(validation), world.size)
 
 
 class BadFiles:

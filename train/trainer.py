@@ -238,7 +238,7 @@ class Trainer:
         write_whole(self.folder / "config.json", dumps(self.experiment) + "\n")
         (self.folder / "result.json").unlink(missing_ok=True)
         self.log = RunLog(self.folder, self.total, self.progress.step, self.run.tensorboard)
-        for line in (*self.begun, *self._rates_in_words()):
+        for line in (*self.begun, *self.experiment.remarks(self.model), *self._rates_in_words()):
             self.log.say(line)
         if self._branched_at is not None:
             checkpoint.go_back(self._checkpoints, self._branched_at, self.progress.best_step)

@@ -35,7 +35,7 @@ OPERATION = Operation(
     },
     make_inputs=make_inputs,
     function=bev_warp,
-    eager=grid_sample_bev_warp,
+    peers=dict(grid_sample=lambda inputs: grid_sample_bev_warp),
     quick=("static-bev",),
     matter=("static-bev-b16",),
     axis="maps",

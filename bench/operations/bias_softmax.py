@@ -21,12 +21,6 @@ def toolkit(scores, bias, bias_scale, *, backend=None):
     return bias_softmax(scores, bias, bias_scale, **_LIMITS, backend=backend)
 
 
-def eager(scores, bias, bias_scale):
-    scale = bias_scale.clamp(_LIMITS["min_scale"], _LIMITS["max_scale"])
-    bias = (scale * bias).clamp(-_LIMITS["max_bias"], _LIMITS["max_bias"])
-    return (scores + bias).softmax(dim=-1)
-
-
 _CMT = dict(heads=8, queries=900, keys=22_384)
 OPERATION = Operation(
     name="bias_softmax",
@@ -38,7 +32,6 @@ OPERATION = Operation(
     },
     make_inputs=make_inputs,
     function=toolkit,
-    eager=eager,
     quick=("cmt-sixteenth",),
     matter=("cmt",),
     heavy=("cmt",),

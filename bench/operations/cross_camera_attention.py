@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 
 from ...kernels import cross_camera_attention
-from ..eager import eager_attention
 from ..operation import Inputs, Operation, require_cuda, require_package
 from ..peers import gather_blocks, gather_mask, gathered_sdpa
 from ..workload import Unavailable
@@ -91,7 +90,6 @@ OPERATION = Operation(
     },
     make_inputs=make_inputs,
     function=toolkit,
-    eager=eager_attention,
     peers=dict(sdpa=lambda inputs: gathered_sdpa, flex=flex, flash=flash),
     quick=("upstream", "documents"),
     heavy=("upstream-finest",),

@@ -3,7 +3,6 @@
 import torch
 
 from ...kernels import gated_fusion
-from ..eager import eager_fusion
 from ..operation import Inputs, Operation
 
 
@@ -25,7 +24,6 @@ OPERATION = Operation(
     },
     make_inputs=make_inputs,
     function=gated_fusion,
-    eager=eager_fusion,
     quick=("documents", "batch-8"),
     matter=("upstream-fine",),
 )

@@ -38,7 +38,7 @@ def toolkit(features, projection, depths, offsets, source_index, *, backend=None
     return multi_depth_warp(features, projection, depths, offsets=offsets, source_index=source_index, backend=backend)
 
 
-def eager(features, projection, depths, offsets, source_index):
+def grid_sample(features, projection, depths, offsets, source_index):
     return grid_sample_warp(features, projection, depths, offsets=offsets, source_index=source_index)
 
 
@@ -54,8 +54,7 @@ OPERATION = Operation(
     },
     make_inputs=make_inputs,
     function=toolkit,
-    eager=eager,
-    peers=dict(cupy=cuda_warp),
+    peers=dict(grid_sample=lambda inputs: grid_sample, cupy=cuda_warp),
     quick=("documents", "half-stride"),
     matter=("documents", "fine"),
 )

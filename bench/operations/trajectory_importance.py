@@ -22,24 +22,6 @@ def toolkit(points, valid, like, *, backend=None):
     return trajectory_importance(points, valid, tuple(like.shape[1:]), sigma=SIGMA, backend=backend)
 
 
-def eager(points, valid, like):
-    """Every segment against every cell at once."""
-    height, width = like.shape[1:]
-    number = torch.arange(points.shape[1], device=points.device).expand_as(valid)
-    last = torch.where(valid, number, -1).cummax(dim=1).values  # the latest valid point up to each
-    before = torch.cat([last.new_full((len(last), 1), -1), last[:, :-1]], dim=1)
-    before = torch.where(before >= 0, before, number)
-    start = points.gather(1, before[..., None].expand_as(points))[:, :, None, None]
-    along = points[:, :, None, None] - start
-    y, x = (torch.arange(n, dtype=points.dtype, device=points.device) for n in (height, width))
-    to_cell = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1) - start  # (N, T, H, W, 2)
-    length = along.square().sum(-1)
-    fraction = ((to_cell * along).sum(-1) / length.where(length > 0, torch.ones_like(length))).clamp(0, 1)
-    distance = (to_cell - fraction[..., None] * along).square().sum(-1)
-    nearest = distance.masked_fill(~valid[:, :, None, None], float("inf")).amin(dim=1)
-    return torch.exp(-nearest / (2 * SIGMA**2)).float()
-
-
 OPERATION = Operation(
     name="trajectory_importance",
     cases={
@@ -50,7 +32,6 @@ OPERATION = Operation(
     },
     make_inputs=make_inputs,
     function=toolkit,
-    eager=eager,
     quick=("documents", "documents-fine"),
     matter=("batch-8",),
 )

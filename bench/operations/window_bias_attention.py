@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ...kernels import TokenMap, window_bias_attention
+from ...kernels.window_bias_attention import definition
 from ..operation import Inputs, Operation, require_cuda, require_package
 from ..workload import Unavailable
 
@@ -49,23 +50,8 @@ def strength(weights, bias_scale):
 
 def dense_bias(centers, weights, bias_scale, maps):
     """(B, Lq, Lk), zero outside the windows."""
-    strengths, parts = strength(weights, bias_scale), []
-    for m, (height, width, window) in enumerate(maps):
-        left = (centers[:, :, m] + 0.5).floor() - window // 2  # (B, Lq, 2); NaN compares false everywhere
-        inside = [
-            (cells >= left[..., axis, None]) & (cells < left[..., axis, None] + window)
-            for axis, cells in enumerate(torch.arange(n, device=centers.device) for n in (width, height))
-        ]
-        in_window = inside[1][..., :, None] & inside[0][..., None, :]
-        parts.append((in_window * strengths[:, :, m, None, None]).flatten(2))
-    return torch.cat(parts, dim=2)
-
-
-def eager(query, key, value, centers, weights, bias_scale, maps):
-    """The bias and the scores of every query and key, stored."""
-    bias = dense_bias(centers, weights, bias_scale, maps)[:, None]
-    scores = torch.einsum("bihd,bjhd->bhij", query, key) * query.shape[-1] ** -0.5 + bias
-    return torch.einsum("bhij,bjhd->bihd", scores.softmax(dim=-1).to(value.dtype), value)
+    numbers = [number for token_map in maps for number in token_map]
+    return definition.dense_bias(centers, weights, bias_scale, numbers, **_LIMITS)
 
 
 def biased_sdpa(query, key, value, centers, weights, bias_scale, maps):
@@ -197,7 +183,6 @@ OPERATION = Operation(
     },
     make_inputs=make_inputs,
     function=toolkit,
-    eager=eager,
     peers={
         "sdpa": lambda inputs: biased_sdpa,  # which PyTorch chooses
         "sdpa-math": sdpa_by("MATH"),

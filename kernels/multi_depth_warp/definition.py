@@ -13,6 +13,7 @@ def forward(features, projection, depths, weights, offsets, source_index, height
         warped = torch.zeros(targets, features.shape[1], height, width, device=features.device) + nothing
         return warped.to(features.dtype), torch.zeros(targets, height, width, device=features.device)
 
+    projection = projection.to(dtype)
     planes, covered = [], []
     for d in range(1 if depths is None else depths.shape[-1]):
         source, exists = _source(features.to(dtype), _of(source_index, d, 1), targets)

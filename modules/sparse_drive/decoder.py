@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..settings import Count, Metres, Share
 from . import boxes, lines
 from .bank import BankState, InstanceBank, Link
 from .deformable import DeformableBlock, DeformableConfig, Views
@@ -16,16 +17,16 @@ from .layers import Attention, FeedForward, InstanceMixing
 class InstanceConfig:
     """What a decoder of boxes and one of lines both have."""
 
-    anchors: int = 900
-    kept: int = 600  # handed on to the next moment
-    layers: int = 6
-    single_frame_layers: int = 1  # before the instances of the moment before join
+    anchors: Count = 900
+    kept: Count = 600  # handed on to the next moment
+    layers: Count = 6
+    single_frame_layers: Count = 1  # before the instances of the moment before join
     decoupled: bool = True  # attention sees features and embeddings side by side, not added
     first_attention: bool = False  # the first layer begins with attention among the anchors
     learned_features: bool = False  # instances begin with features of their own, not with zeros
-    decay: float = 0.6  # of the confidence from moment to moment
-    feedforward: int = 4  # width of the feed-forward networks, in channels
-    dropout: float = 0.1
+    decay: Share = 0.6  # of the confidence from moment to moment
+    feedforward: Count = 4  # width of the feed-forward networks, in channels
+    dropout: Share = 0.1
     # A sample without a past: "ignored" = its instances attend to themselves, as in a drive's first moment; "attended",
     # as upstream = to what the state holds, though it is of another drive.
     stale_history: Literal["ignored", "attended"] = "ignored"
@@ -35,7 +36,7 @@ class InstanceConfig:
 
 @dataclass
 class BoxConfig(InstanceConfig):
-    learned_keypoints: int = 6  # beside the seven fixed ones
+    learned_keypoints: Count = 6  # beside the seven fixed ones
 
     @property
     def numbers(self) -> int:
@@ -50,14 +51,14 @@ class BoxConfig(InstanceConfig):
 
 @dataclass
 class LineConfig(InstanceConfig):
-    anchors: int = 100
-    kept: int = 33
+    anchors: Count = 100
+    kept: Count = 33
     decoupled: bool = False
     first_attention: bool = True
     learned_features: bool = True
-    points: int = 20  # of a line
-    heights: tuple[float, ...] = (0.0, 0.5, -0.5, 1.0, -1.0)  # metres about the ground, at which a point is looked at
-    learned_keypoints: int = 3  # for each point and height
+    points: Count = 20  # of a line
+    heights: tuple[Metres, ...] = (0.0, 0.5, -0.5, 1.0, -1.0)  # metres about the ground, at which a point is looked at
+    learned_keypoints: Count = 3  # for each point and height
 
     @property
     def numbers(self) -> int:

@@ -7,6 +7,7 @@ from torch import nn
 
 from ...kernels import deformable_aggregation
 from ...kernels.runtime.checks import Shapes
+from ..settings import Count, Momentum
 from .layers import full_precision, mlp, widened
 
 _NEAREST = 1e-5  # metres; what is not in front of a camera by more is not in its image
@@ -14,8 +15,8 @@ _NEAREST = 1e-5  # metres; what is not in front of a camera by more is not in it
 
 @dataclass
 class DeformableConfig:
-    groups: int = 8  # of channels that share a sampling weight
-    keypoint_dropout: float = 0.15  # share of the keypoints that training leaves out, by camera
+    groups: Count = 8  # of channels that share a sampling weight
+    keypoint_dropout: Momentum = 0.15  # share of the keypoints that training leaves out, by camera
     renormalise: bool = True  # weights sum to one over the cameras that are there; False, as upstream: over all
     half_pixel: bool = True  # projections have pixel centres at integers; False, as upstream: at halves
     backend: str | None = None  # of `deformable_aggregation`

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..settings import Count, Positive
 from .layers import full_precision, widened
 
 
 @dataclass
 class DepthConfig:
-    levels: int = 3  # of the finest maps
-    focal: float = 100.0  # pixels; of a camera whose depth is what the layer says
-    max_depth: float = 60.0  # metres
+    levels: Count = 3  # of the finest maps
+    focal: Positive = 100.0  # pixels; of a camera whose depth is what the layer says
+    max_depth: Positive = 60.0  # metres
 
 
 class DepthBranch(nn.Module):

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from ...kernels.runtime.nvtx import annotate
+from ..attention import check_heads
 from ..detection.boxes import DETECTION_CLASSES
 from ..rig import NUSCENES_CAMERAS, RigFrame
+from ..settings import Count, Positive
 from .anchors import Anchors, spread_anchors
 from .bank import BankState, Link
 from .decoder import BoxConfig, InstanceOutput, LineConfig
@@ -38,20 +40,36 @@ class DriveOutput:
 class HeadConfig:
     """SparseDrive small. Defaults are this toolkit's; `as_upstream` gives what the released weights were made with."""
 
-    channels: int = 256
-    heads: int = 8  # of every attention
+    channels: Count = 256
+    heads: Count = 8  # of every attention
     cameras: tuple[str, ...] = NUSCENES_CAMERAS
-    levels: int = 4
+    levels: Count = 4
     classes: tuple[str, ...] = DETECTION_CLASSES
     line_classes: tuple[str, ...] = LINE_CLASSES
-    line_range: tuple[float, float] = (60.0, 30.0)  # metres, sides along x and y of the rectangle that has map lines
-    max_gap: float = 2.0  # seconds after which a moment is no past
-    standard_interval: float = 0.5  # seconds between moments, assumed where there is no past
+    line_range: tuple[Positive, Positive] = (60.0, 30.0)  # metres along x and y that have map lines
+    max_gap: Positive = 2.0  # seconds after which a moment is no past
+    standard_interval: Positive = 0.5  # seconds between moments, assumed where there is no past
     with_motion: bool = True  # motion and planning; False = stage 1
     ego: EgoConfig = field(default_factory=EgoConfig)
     detection: BoxConfig = field(default_factory=BoxConfig)
     lines: LineConfig = field(default_factory=LineConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
+
+    def validate(self) -> None:
+        """Holds settings of different parts to one another; ValueError names the setting."""
+        check_heads("heads", self.heads, self.channels)
+        if self.channels % 8:
+            raise ValueError(f"channels is {self.channels}, needs a multiple of 8")
+        for name in ("detection", "lines"):
+            part, groups = getattr(self, name), getattr(self, name).deformable.groups
+            if self.channels % groups:
+                raise ValueError(f"{name}.deformable.groups is {groups}, needs a divisor of {self.channels} channels")
+            if not part.kept < part.anchors:
+                raise ValueError(f"{name}.kept is {part.kept}, needs less than {part.anchors} anchors")
+            if not part.single_frame_layers <= part.layers:
+                raise ValueError(f"{name}.single_frame_layers is {part.single_frame_layers}, needs 1 to {part.layers}")
+        if self.motion.ego_view not in ("all", *self.cameras):
+            raise ValueError(f"motion.ego_view is {self.motion.ego_view!r}, needs 'all' or a camera")
 
     def build(self) -> "SparseDriveHead":
         return SparseDriveHead(self)

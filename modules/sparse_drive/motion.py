@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..rig import NUSCENES_CAMERAS, camera_index
+from ..settings import Count, Metres, Positive, Share
 from . import boxes
 from .bank import Link
 from .decoder import InstanceOutput
@@ -25,24 +26,24 @@ class EgoConfig:
     ground under the rear axle."""
 
     # x, y, z of the centre, length, width, height (metres), yaw (rad) of the direction ahead
-    box: tuple[float, float, float, float, float, float, float] = (1.44, 0.0, 0.78, 4.08, 1.73, 1.56, 0.0)
-    ground: float = 0.0  # height of the ground, metres
+    box: tuple[Metres, Metres, Metres, Positive, Positive, Positive, Metres] = (1.44, 0.0, 0.78, 4.08, 1.73, 1.56, 0.0)
+    ground: Metres = 0.0  # height of the ground, metres
 
 
 @dataclass
 class MotionConfig:
-    layers: int = 3
-    queue: int = 4  # moments that an agent remembers, the present one too
-    agents: int = 50  # the surest, which everybody attends to
-    lines: int = 10
-    modes: int = 6  # futures of an agent
-    steps: int = 12  # of half a second, of an agent's future
-    plan_modes: int = 6  # for each command
-    plan_steps: int = 6
+    layers: Count = 3
+    queue: Count = 4  # moments that an agent remembers, the present one too
+    agents: Count = 50  # the surest, which everybody attends to
+    lines: Count = 10
+    modes: Count = 6  # futures of an agent
+    steps: Count = 12  # of half a second, of an agent's future
+    plan_modes: Count = 6  # for each command
+    plan_steps: Count = 6
     decoupled: bool = True
-    feedforward: int = 2  # width of the feed-forward networks, in channels
-    dropout: float = 0.1
-    track_threshold: float = 0.2  # an agent less sure than this has no past a moment later
+    feedforward: Count = 2  # width of the feed-forward networks, in channels
+    dropout: Share = 0.1
+    track_threshold: Share = 0.2  # an agent less sure than this has no past a moment later
     # What the ego vehicle begins with: "all" = the coarsest maps of all cameras that are there; the name of one camera,
     # as upstream does with the front one, which is blind without it.
     ego_view: str = "all"

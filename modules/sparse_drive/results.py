@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from ..settings import Count, Metres
 from . import boxes
 from .head import DriveOutput, HeadConfig
 from .layers import best
@@ -17,11 +18,11 @@ _MARGIN = 1.1  # the ego vehicle's sides are taken this much longer when a plan 
 
 @dataclass
 class ResultConfig:
-    boxes: int = 300  # at most
+    boxes: Count = 300  # at most
     rescore: bool = True  # a plan that meets an agent's likeliest future loses to those that do not
     # Metres by which the vehicle's centre lies ahead of the point that plans move; None = where `EgoConfig.box` has it.
     # Upstream means 0.5 but shifts the wrong axis of its tensor, which comes to 0.
-    rescore_shift: float | None = None
+    rescore_shift: Metres | None = None
     # When rectangles meet: "area" = where they have a point in common; "corners", as upstream = where a corner of one
     # lies in the other, which misses two that cross.
     rescore_overlap: Literal["area", "corners"] = "area"

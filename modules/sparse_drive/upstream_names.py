@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
+from ..backbone_names import resnet_name
 from .head import HeadConfig
 
 # Carries no information: zeros that upstream's code creates and never reads.
@@ -143,7 +144,10 @@ def model_name(name: str, config: HeadConfig) -> str | None:
         ours = head_name(rest, config)
         return None if ours is None else f"head.{ours}"
     if part == "img_backbone":
-        return f"backbone.body.{_resnet(rest, name)}"
+        ours = resnet_name(rest)
+        if ours is None:
+            raise ValueError(_unknown(name))
+        return f"backbone.body.{ours}"
     if part == "img_neck":
         level, _, parameter = rest.partition(".")[2].partition(".conv.")
         return f"backbone.fpn.{_renamed(rest.partition('.')[0], _NECK, name)}.{level}.{parameter}"
@@ -180,20 +184,6 @@ def convert(state: dict[str, torch.Tensor], names: Iterable[str], rename) -> dic
         parts += [f"nothing for {', '.join(unfilled)}"] if unfilled else []
         raise ValueError(f"the checkpoint does not fit: {'; '.join(parts)}")
     return found
-
-
-def _resnet(rest, name):
-    """torchvision's and mmdetection's names of a ResNet → transformers'."""
-    kinds = dict(conv="convolution", bn="normalization")
-    parts = rest.split(".")
-    if parts[0] in ("conv1", "bn1"):
-        return f"embedder.embedder.{kinds[parts[0][:-1]]}.{parts[1]}"
-    if parts[0].startswith("layer") and len(parts) >= 4:
-        block = f"encoder.stages.{int(parts[0][5:]) - 1}.layers.{parts[1]}"
-        if parts[2] == "downsample":
-            return f"{block}.shortcut.{('convolution', 'normalization')[int(parts[3])]}.{parts[4]}"
-        return f"{block}.layer.{int(parts[2][-1]) - 1}.{kinds[parts[2][:-1]]}.{parts[3]}"
-    raise ValueError(_unknown(name))
 
 
 def _renamed(inside, table, name):

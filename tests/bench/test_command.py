@@ -10,15 +10,13 @@ import pytest
 import torch
 
 from rigfuse import kernels
-from rigfuse.bench import facts, implementations, measure, operation, options, run, subject
+from rigfuse.bench import facts, geometry, implementations, measure, operation, options, run, subject
 from rigfuse.bench.claims import Judged
-from rigfuse.bench.eager import eager_attention
 from rigfuse.bench.measure import Effort
 from rigfuse.bench.operations import OPERATIONS
 from rigfuse.bench.results import METRICS
-from rigfuse.bench.stage import CAMERAS
 from rigfuse.bench.subjects import SUBJECTS, compare
-from rigfuse.modules.rig import NUSCENES_CAMERAS, Rig
+from rigfuse.modules.rig import Rig
 from rigfuse.train import claims
 from rigfuse.train.data import Drive, builtin_drives
 
@@ -124,7 +122,7 @@ def replace_toolkit_attention(monkeypatch, function):
 
 def test_a_wrong_result_gets_no_speed(tmp_path, monkeypatch, capsys):
     def off_by_one(query, key, value, table, *, key_mask):
-        return eager_attention(query, key, value, table[:, 1:], key_mask)
+        return kernels.cross_camera_attention(query, key, value, table[:, 1:], key_mask=key_mask)
 
     replace_toolkit_attention(monkeypatch, off_by_one)
     out = tmp_path / "out"
@@ -316,25 +314,45 @@ def test_a_mistake_gets_one_line_and_status_2(arguments, said, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["something"]
 
 
-def another_rig(cameras):
-    """Drives of a rig with the first of nuScenes' cameras."""
-    drives = builtin_drives(scenes=1, length=4)
-    for index in range(len(drives[0])):
-        yield replace(drives[0][index], rig=Rig(drives[0][index].rig.cameras[:cameras]))
+def another_rig(*numbers):
+    """A drive of a rig with some of nuScenes' cameras under other names."""
+    drive = builtin_drives(scenes=1, length=4)[0]
+    cameras = [replace(drive[0].rig.cameras[number], name=f"camera {number}") for number in numbers]
+    return Drive("scene-1", 4, lambda index: replace(drive[index], rig=Rig(cameras)))
 
 
-def test_a_rig_that_does_not_fit_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+def test_any_rig_can_be_compared(tmp_path, monkeypatch):
+    """Two cameras that see something in common, and one that looks back: its only neighbour is itself."""
+    drives, out = [another_rig(0, 5, 1)], tmp_path / "out"
+    monkeypatch.setattr(options, "open_drives", lambda root: drives)
+    assert command("--compare", "v1", "v2", "--scope", "attention", "step", "--data", "ROOT", "--out", out) == 0
+    text = (out / "report.md").read_text()
+    assert "no training step with this rig" in text and "keys instead" not in text
+    assert geometry.topology_of("neighbours", geometry.rig_of(drives)).attends == {
+        "camera 0": ("camera 0", "camera 1"), "camera 5": ("camera 5",), "camera 1": ("camera 1", "camera 0")
+    }  # fmt: skip
+    case = compare.CASES["documents-two-missing"]
+    assert case.missing_cameras(0, 3) == [0, 1] and case.missing_cameras(1, 6) == [1, 4]
+
+
+def test_drives_that_do_not_fit_are_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
     def no_lidar():
         raise ValueError("sample 1 of scene-1 has no LIDAR_TOP")
 
-    for drive, said in (
-        (list(another_rig(3)), "--data: its rig has the cameras CAM_FRONT, CAM_FRONT_LEFT, CAM_FRONT_RIGHT; needs"),
-        (Drive("scene-1", 4, lambda index: no_lidar()), "--data: sample 1 of scene-1 has no LIDAR_TOP"),
+    other, two = another_rig(0, 1, 2), "a scene has the cameras camera 0, camera 1; needs camera 0, camera 1, camera 2"
+    for subject_option, drives, said in (
+        ("--compare v1", [other, another_rig(0, 1)], two),
+        ("--compare v1", [Drive("scene-1", 4, lambda index: no_lidar())], "sample 1 of scene-1 has no LIDAR_TOP"),
+        ("--compare v1", [], "ROOT has no scene"),
+        (
+            "--detector",
+            [other],
+            "a scene has the cameras camera 0, camera 1, camera 2; needs CAM_FRONT, CAM_FRONT_LEFT",
+        ),
     ):
-        monkeypatch.setattr(options, "open_drives", lambda root, drive=drive: [drive])
-        said_to_user = refused(["--compare", "v1", "--data", "ROOT", "--out", str(tmp_path / "out")], capsys)
-        assert said in said_to_user and not (tmp_path / "out").exists()
-    assert list(another_rig(CAMERAS))[0].rig.names == NUSCENES_CAMERAS
+        monkeypatch.setattr(options, "open_drives", lambda root, drives=drives: drives)
+        error = refused([*subject_option.split(), "--data", "ROOT", "--out", str(tmp_path / "out")], capsys)
+        assert f"--data: {said}" in error and not (tmp_path / "out").exists()
 
 
 DAMAGES = {

@@ -10,9 +10,8 @@ import torch
 
 from rigfuse import kernels
 from rigfuse.bench import correctness, cuda_warp, step
-from rigfuse.bench.eager import eager_attention
 from rigfuse.bench.geometry import moments
-from rigfuse.bench.implementations import IMPLEMENTATIONS, operations_of
+from rigfuse.bench.implementations import IMPLEMENTATIONS, operation_of, operations_of
 from rigfuse.bench.operation import make_workload
 from rigfuse.bench.operations import OPERATIONS
 from rigfuse.bench.peers import grid_sample_warp
@@ -38,7 +37,7 @@ def drives():
 def test_outputs_and_gradients_are_equal_where_the_topologies_are(scope, drives):
     workload = compare.make_workload(scope, SMALL, ("v1", "v2"), CPU, drives)
     results = {name: correctness.compute(workload.build(name, torch.float64), MODES) for name in workload.groups}
-    for group, plain in workload.plain.items():
+    for group in workload.plain:
         reference = correctness.compute(workload.build_reference(group), MODES)
         for name in (name for name, its_group in workload.groups.items() if its_group == group):
             assert correctness.errors(results[name], reference).worst < 1e-6  # a warp's offsets are float32 throughout
@@ -149,11 +148,13 @@ def test_while_an_implementation_runs_networks_call_its_operations_and_no_longer
     assert all(getattr(module, name) is getattr(kernels, name) for name, module in USERS.items())
 
 
-def test_eager_attention_without_any_key_gives_zeros():
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_attention_without_any_key_gives_zeros(implementation):
     query, key = torch.randn(2, 3, 2, 16), torch.randn(4, 5, 2, 16)
     table = torch.tensor([[-1, -1], [0, -1]])
     mask = torch.ones(4, 5, dtype=torch.bool)
-    out = eager_attention(query, key, key, table, mask)
+    attend = operation_of(implementation, "cross_camera_attention")
+    out = attend(query, key, key, table, key_mask=mask)
     assert out[0].abs().max() == 0 and out[1].abs().max() > 0
 
 

@@ -101,7 +101,7 @@ def test_a_suppressed_window_that_holds_all_the_mass(backend, dtype, device):
         inputs[3][:] = 4
         inputs[4][:] = -3.0
         inputs[0][:] = 1
-        inputs[1].mul_(0.1)[:, [cell for cell in cells_of(maps[0], (4, 4))]] += 1.5
+        inputs[1].mul_(0.1)[:, list(cells_of(maps[0], (4, 4)))] += 1.5
     check(inputs, grad, backend, maps, max_bias=9.0)
 
 

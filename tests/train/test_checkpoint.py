@@ -62,7 +62,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint(folder, step, keep):
         checkpoint.save(folder, step, state(step, value=9), keep)
 
     kills = 0
-    for kill_at in range(1, 40):
+    for kill_at in range(1, 40):  # noqa: B007 (read in the child)
         child = multiprocessing.get_context("fork").Process(target=save_and_die)
         child.start()
         child.join(30)

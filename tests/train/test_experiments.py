@@ -58,7 +58,8 @@ def test_train_resume_and_evaluate_from_the_command_line(tmp_path, capsys):
     assert trained[-1]["losses/ssl"] < 0.7 * trained[0]["losses/ssl"]
     assert records[-1]["val/relative_l2"] < 0.9 * records[-1]["val/relative_l2_none"]
     assert json.loads((folder / "config.json").read_text())["run"]["deterministic"] is True
-    capsys.readouterr()
+    said = capsys.readouterr().out.splitlines()
+    assert sum("RANDOM FEATURES: the weights of the ResNet and the FPN are random and frozen" in x for x in said) == 1
 
     run("--eval-only", str(folder / "checkpoints" / "best.pt"))
     torch.use_deterministic_algorithms(False)
@@ -77,7 +78,7 @@ def test_train_resume_and_evaluate_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--config", "completion_v3"], "error: no config 'completion_v3'; did you mean 'completion_v2'?"),
+        (["--config", "completion_v4"], "error: no config 'completion_v4'; did you mean 'completion_v"),
         (["--config", "completion_v2_tiny", "--cfg-options", "run.epoch=1"], "did you mean 'run.epochs'?"),
         (["--config", "completion_v2_tiny", "--data", "/nowhere"], "error: /nowhere is not a folder"),
         (["--config", "completion_v2_tiny", "--resume", "nothing.pt"], "error: nothing.pt does not exist"),

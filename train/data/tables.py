@@ -166,10 +166,10 @@ class _Tables:
     def check_cameras(self) -> None:
         is_camera = np.array([row["modality"] == "camera" for row in self.tables["sensor"]], dtype=bool)
         calibrated = is_camera[self.places("calibrated_sensor", "sensor_token", "sensor")]
-        rows = np.flatnonzero(self.calibration_of_data(calibrated))
+        images = np.flatnonzero(self.calibration_of_data(calibrated))
         for table, fields, rows in (
             ("calibrated_sensor", {"camera_intrinsic": _INTRINSICS}, np.flatnonzero(calibrated)),
-            ("sample_data", {"width": _SIDE, "height": _SIDE}, rows),
+            ("sample_data", {"width": _SIDE, "height": _SIDE}, images),
         ):
             for field, rule in fields.items():
                 column = self.column(table, field)

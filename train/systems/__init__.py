@@ -5,7 +5,8 @@ from importlib import import_module
 from ..command_line import nearest
 from ..config import Experiment
 
-SYSTEMS = ("completion", "cmt_aqr")  # the folders here; `configs.EXPERIMENTS` in each has its experiments by name
+# The folders here; `configs.EXPERIMENTS` in each has its experiments by name.
+SYSTEMS = ("completion", "cmt_aqr", "depth", "sparse_drive")
 EXPERIMENTS = {
     name: make for system in SYSTEMS for name, make in import_module(f".{system}.configs", __name__).EXPERIMENTS.items()
 }

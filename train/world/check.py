@@ -215,6 +215,7 @@ class WorldChecker:
             self.complain("files", f"{name} is missing")
         else:
             return self.root / pure
+        return None
 
     def check_files(self):
         for row in self.tables["sample_data"]:

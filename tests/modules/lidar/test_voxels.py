@@ -92,5 +92,5 @@ def test_bad_points(change, error, message):
 
 
 def test_points_that_do_not_fit_the_encoder():
-    with pytest.raises(ValueError, match=r"points has shape \(3, 4\), needs \(P, point_features\) = \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"points has shape \(3, 4\), needs \(P, point_features\) = \(P, 5\)"):
         VoxelEncoder(RANGE, SIZE)(torch.zeros(3, 4), torch.zeros(3).long(), 1)

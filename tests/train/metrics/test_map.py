@@ -72,7 +72,7 @@ def slow_average_precision(samples, label, threshold):
         true, taken = [resample(x) for x, own in zip(true, true_labels) if own == label], set()
         total += len(true)
         own = [place for place in range(len(lines)) if labels[place] == label]
-        for rank, place in enumerate(sorted(own, key=lambda place: (-scores[place], place))):
+        for place in sorted(own, key=lambda place: (-scores[place], place)):
             points, right = resample(lines[place]), False
             if true:
                 apart = [np.hypot(*np.moveaxis(points[:, None] - other, 2, 0)) for other in true]

@@ -62,7 +62,7 @@ def test_visibility_is_the_share_of_pixels_that_the_depth_pictures_show(drawn, w
     calibration = {row["token"]: row for row in rows("calibrated_sensor")}
     poses = {row["token"]: row for row in rows("ego_pose")}
     shots = [row for row in rows("sample_data") if row["width"] and row["is_key_frame"]]
-    checked = {level: 0 for level in BOUNDS}
+    checked = dict.fromkeys(BOUNDS, 0)
     for row, number, of, t in drawn:
         actor = of.actors[number]
         if of.index or t or not actor.motion.is_still or actor.size[2] < 1:

@@ -34,7 +34,7 @@ def test_the_command_explains_itself_and_refuses_in_one_line(world, capsys, tmp_
     assert "--out" in refused("--scenes", 3)
     assert "--seed" in refused("--over", world, "--out", tmp_path / "a", "--seed", 3)
     assert "multiple of 16" in refused("--out", tmp_path / "a", "--width", 333)
-    assert "no folder with tables" in refused("--over", tmp_path, "--out", tmp_path / "a")
+    assert "is not a nuScenes root" in refused("--over", tmp_path, "--out", tmp_path / "a")
     assert "give one of them" in refused("--out", tmp_path / "a", "--samples", 3, "--seconds", 3)
     assert "seconds is -1.0" in refused("--out", tmp_path / "a", "--seconds", -1)
     assert "streets, parking" in refused("--out", tmp_path / "a", "--town", "village")

@@ -2,7 +2,7 @@
 of each.
 
 The image backbone and the LiDAR branch up to its neck are frozen, as the documents have them; so give them weights:
-`model.camera.weights=FOLDER` for the ResNet, `--weights CKPT` for what an `unfrozen` run or a baseline has learned.
+`model.camera.weights=CKPT` for the ResNet, `--weights CKPT` for what an `unfrozen` run or a baseline has learned.
 """
 
 from collections.abc import Callable

@@ -35,6 +35,15 @@ def training_mean(model: CompletionCascade, images: Iterable[torch.Tensor]) -> l
     return [sum_over_ranks(x) / total for x in sums]
 
 
+def random_features(model: CompletionCascade) -> list[str]:
+    """A line that says so where the features are those of random weights; none where they are of trained ones."""
+    parts = getattr(model.backbone, "random_parts", list)()
+    if not parts:
+        return []
+    how = "give it trained ones with model.backbone.weights"
+    return [f"WARNING: RANDOM FEATURES: the weights of the {' and the '.join(parts)} are random and frozen; {how}"]
+
+
 def warp_rig(
     features: torch.Tensor, then: RigFrame, now: RigFrame, stride: int, depths: Sequence[float]
 ) -> torch.Tensor:

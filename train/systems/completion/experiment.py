@@ -13,7 +13,7 @@ from ....modules.settings import Count
 from ...command_line import nearest
 from ...config import Experiment
 from ...data.windows import WindowBatch, WindowConfig, Windows, build_windows, collate
-from .baselines import training_mean
+from .baselines import random_features, training_mean
 from .evaluate import BASELINES, Scenario, evaluate_completion
 
 
@@ -38,6 +38,11 @@ class CompletionExperiment(Experiment):
 
     def build_model(self) -> CompletionCascade:
         return self.model.build()
+
+    def remarks(self, model: CompletionCascade) -> list[str]:
+        """That the features mean nothing, where the backbone is random and frozen."""
+        trained = any(parameter.requires_grad for parameter in model.backbone.parameters())
+        return [] if trained else random_features(model)
 
     def build_data(self):
         return build_windows(self.data, self.run.seed)

@@ -1,0 +1,1 @@
+"""Depth as an experiment: trains the shared backbone."""

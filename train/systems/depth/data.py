@@ -1,0 +1,112 @@
+"""Key frames with the depth that LiDAR points give to the cells of their images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ....modules.depth.network import DepthInput
+from ....modules.settings import Count, Positive
+from ...data.dataset import DatasetConfig, DriveSamples, read_images
+from ...data.images import normalised
+from ...data.lidar_depth import depth_targets
+
+
+@dataclass
+class DepthDataConfig(DatasetConfig):
+    """Settings of key frames with depth. See `DatasetConfig` too."""
+
+    image_size: tuple[Count, Count] = (256, 704)  # height, width
+    resize: tuple[Positive, Positive] = (1.0, 1.25)
+    flip: bool = True
+    sweeps: Count = 1  # LiDAR scans put together, the key frame's own included
+
+
+@dataclass
+class DepthBatch:
+    """Key frames as they travel: images are bytes until they are on the device."""
+
+    images: torch.Tensor  # (B, V, 3, H, W) uint8
+    depths: list[torch.Tensor]  # for each stride (B, V, h, w) metres, 0 where no point lies
+    bad_files: list[str] = field(default_factory=list)  # files that could not be read, whose samples were replaced
+
+    def to(self, device: torch.device | str) -> DepthInput:
+        """Normalises the images."""
+        images = normalised(self.images.to(device, non_blocking=True))
+        return DepthInput(images, [depth.to(device, non_blocking=True) for depth in self.depths])
+
+    def pin_memory(self) -> "DepthBatch":
+        return DepthBatch(self.images.pin_memory(), [depth.pin_memory() for depth in self.depths], self.bad_files)
+
+
+def collate(items: Sequence[DepthBatch]) -> DepthBatch:
+    """Joins batches in order."""
+    images = torch.cat([item.images for item in items])
+    depths = [torch.cat(level) for level in zip(*(item.depths for item in items))]
+    return DepthBatch(images, depths, [name for item in items for name in item.bad_files])
+
+
+class DepthSamples(DriveSamples):
+    """Every key frame of some drives; an item is a `DepthBatch` of one.
+
+    Args:
+        drives: scenes.
+        config: see `DepthDataConfig`.
+        training: augment.
+        seed: of the draws.
+        strides: image pixels per cell of each level, set before it is read.
+    """
+
+    needs = "images or LiDAR scans"
+    remedy = "train/tools/make_world.py --out FOLDER makes data that has them"
+    strides: tuple[int, ...] = (8, 16, 32, 64)
+
+    def has_files(self, place: int) -> bool:
+        return super().has_files(place) and all(sweep.path.is_file() for sweep in self.moment(place).sweeps(1))
+
+    def read(self, place: int, rng: np.random.Generator) -> DepthBatch:
+        moment, augmentations = self._view(place, self.draw_view(rng))
+        return DepthBatch(read_images(moment, augmentations)[None], self._depths(moment, augmentations))
+
+    def depths(self, place: int) -> list[torch.Tensor]:
+        """The depths of a key frame without augmentation, for each stride (1, V, h, w)."""
+        return self._depths(*self._view(place, {}))
+
+    def _view(self, place, view):
+        moment = self.moment(place)
+        return moment, self.augmentations(moment.rig, view)
+
+    def _depths(self, moment, augmentations):
+        image_T_ego = moment.rig.augmented(augmentations).image_T_ego
+        points = moment.points(self.config.sweeps)
+        return [level[None] for level in depth_targets(points, image_T_ego, self.config.image_size, self.strides)]
+
+
+def build_depth(config: DepthDataConfig, seed: int, strides: tuple[int, ...]) -> tuple[DepthSamples, DepthSamples]:
+    """Makes the training set and the validation set, split by scene.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: see `DriveSamples.of_splits`.
+    """
+    if not config.root:
+        raise ValueError("data.root is empty: depth needs LiDAR scans; train/tools/make_world.py makes some (--data)")
+    samples = DepthSamples.of_splits(config, seed)
+    for each in samples:
+        each.strides = strides
+    return samples
+
+
+def known_means(samples: DepthSamples, places: Sequence[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Sums what is known at some places: for each stride the sum of log depths, and their count, (V, h, w) float64."""
+    sums, counts = [], []
+    for place in places:
+        for level, depth in enumerate(samples.depths(place)):
+            known = (depth[0] > 0).double()
+            logs = torch.where(known > 0, depth[0], 1.0).double().log()
+            if level == len(sums):
+                sums.append(torch.zeros_like(known))
+                counts.append(torch.zeros_like(known))
+            sums[level] += logs
+            counts[level] += known
+    return sums, counts

@@ -1,0 +1,1 @@
+"""The sparse driving model: detection, tracking, map, motion and planning from cameras."""
