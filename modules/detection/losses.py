@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 
 from ...kernels.runtime.checks import Shapes, check_indices, check_same_device
+from ...kernels.runtime.extras import optional
 from .boxes import Predictions, check_ground_truth, encode_boxes
 from .denoising import BACKGROUND, Denoising
+
+optimize = optional("modules", "scipy.optimize")
 
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)  # of the ten numbers of an encoded box
 _VELOCITY = 8  # the first of them that may be unknown
@@ -73,7 +75,8 @@ def detection_losses(
         denoising: what the first P queries are to become; None = there are none.
 
     Returns:
-        Unweighted scalars summed over the layers, always all four: zero with a graph where there is nothing to learn.
+        Unweighted scalars summed over the layers, always all four: zero with a graph where there is nothing to learn,
+        and NaN for `box` where no predicted box is finite.
         Forward and backward are elementwise but for sums: repeatable bit for bit.
     """
     _check_losses(predictions, boxes, labels, denoising)
@@ -85,7 +88,10 @@ def detection_losses(
     target, label = _matched_targets(logits, predicted, boxes, labels)
     classification = focal_loss(logits, _one_hot(label, logits.shape[-1]))
     regression = torch.where(label != BACKGROUND, _box_error(predicted, target), 0)
-    losses = dict(cls=classification.sum() / count, box=regression.sum() / count)
+    # A network that diverged has no small loss.
+    lost = ~predicted.isfinite().all(dim=-1).any() & (predicted.numel() > 0)
+    box = torch.where(lost, torch.nan, regression.sum() / count)
+    losses = dict(cls=classification.sum() / count, box=box)
     if denoising is None:
         return losses | dict(dn_cls=known_logits.sum(), dn_box=known_boxes.sum())
 
@@ -125,7 +131,9 @@ def _assign(cost):
     """The pairs of the least total cost (N, G): indices of queries and of ground truth on the CPU."""
     cost = cost.double().cpu().numpy()
     possible = np.isfinite(cost)
-    query, gt = linear_sum_assignment(np.where(possible, cost.clip(-_LARGEST_COST, _LARGEST_COST), _IMPOSSIBLE))
+    query, gt = optimize.linear_sum_assignment(
+        np.where(possible, cost.clip(-_LARGEST_COST, _LARGEST_COST), _IMPOSSIBLE)
+    )
     keep = possible[query, gt]
     return torch.from_numpy(query[keep]), torch.from_numpy(gt[keep])
 
