@@ -1,4 +1,4 @@
-.PHONY: help install test bench list gpu lint clean
+.PHONY: help install test bench list gpu world train lint mutants clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/gpu-$(shell date +%Y%m%d-%H%M%S)
+WORLD := runs/world
 
 help:  ## show the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,9 +35,24 @@ list: $(STAMP)  ## show everything that can be measured
 gpu:  ## on a GPU, nothing installed: ten minutes of tests and measurements, packed into one archive
 	$(PYTHON) bench/gpu_day.py --out $(OUT)
 
+$(WORLD)/summary.json: | $(STAMP)
+	$(BIN)/python train/tools/make_world.py --out $(WORLD)
+
+world: $(WORLD)/summary.json  ## make runs/world, a generated town in nuScenes' format
+
+TRAIN = $(BIN)/torchrun --nproc-per-node 2 train/main.py --data $(WORLD) --resume auto
+WEIGHTS = model.backbone.weights=work_dirs/depth_tiny/checkpoints/best.pt
+
+train: world  ## train depth_tiny, then completion_v2_tiny on its features, in two processes on runs/world
+	$(TRAIN) --config depth_tiny
+	$(TRAIN) --config completion_v2_tiny --cfg-options $(WEIGHTS) loader.batch_size=2
+
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mutants: $(STAMP)  ## plant a few faults into a copy of the code, one at a time, and see which the tests miss
+	$(BIN)/python tests/mutants.py
 
 clean:  ## remove the environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .benchmarks

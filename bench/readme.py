@@ -7,8 +7,8 @@ Such a part stands between two comments, `<!-- bench:PART -->` and `<!-- /bench 
 
 operations       every operation and what it is measured against
 subjects         what bench/run.py measures
-results FOLDER [CASE …]  the comparison's and the operations' results in the folders of FOLDER, which is seen from the
-                 Markdown file; of the comparison these cases
+results FOLDER [CASE … MODE …]  the comparison's and the operations' results in the folders of FOLDER, which is seen
+                 from the Markdown file; of these cases and modes alone
 """
 
 import re
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rigfuse.bench import facts, report, results
 from rigfuse.bench.operation import PLAIN, TOOLKIT
+from rigfuse.bench.operation import SCOPE as OPERATION
 from rigfuse.bench.operations import OPERATIONS
 from rigfuse.bench.subjects import SUBJECTS
 from rigfuse.bench.workload import MODE_NAMES
@@ -35,20 +36,24 @@ def subjects(base: Path) -> str:
     return TextTable("", ["command", "what it does"], 2, rows).markdown(heading=False)
 
 
-def measured(base: Path, name: str = "", *cases: str) -> str:
+def measured(base: Path, name: str = "", *only: str) -> str:
     """A table of stage 1 and one of the operations, and on what they were measured."""
+    modes = [word for word in only if word in MODE_NAMES]
+    cases = [word for word in only if word not in MODE_NAMES]
     folder = base / name
     if not name or not folder.is_dir():
         raise UsageError(f"{folder} is not a folder with results")
     rows, sources = [], {}
     for path in sorted(folder.glob(f"*/{results.FILE}")):
         found, its_facts = results.read(path.parent)
+        found = [row for row in found if (row.subject, row.scope) == ("compare", "temporal") or row.scope == OPERATION]
+        found = [row for row in found if (not cases or row.case in cases) and (not modes or row.mode in modes)]
+        if found:
+            sources.setdefault(facts.headline({"dirty": None, **its_facts}), []).append(path.parent.name)
         rows += found
-        sources.setdefault(facts.headline({"dirty": None, **its_facts}), []).append(path.parent.name)
-    compared = [row for row in rows if (row.subject, row.scope) == ("compare", "temporal")]
-    compared = [row for row in compared if not cases or row.case in cases]
-    parts = [_stage(compared)] if compared else []
-    parts += [_operations([row for row in rows if row.scope == "operation"])]
+    own = [row for row in rows if row.scope == OPERATION]
+    compared = [row for row in rows if row.scope != OPERATION]
+    parts = ([_stage(compared)] if compared else []) + ([_operations(own)] if own else [])
     parts += [f"{', '.join(names)}: {source}.\n" for source, names in sources.items()]
     return "\n".join(parts)
 

@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import ResNetBackbone, ResNetConfig
 
+from ..kernels.runtime.extras import optional
 from .backbone_names import resnet_name
 from .settings import Count, Range
+
+transformers = optional("modules", "transformers")
 
 _SIZES = {
     "resnet50": dict(
@@ -57,8 +59,10 @@ class ResNet(nn.Module):
             raise ValueError(f"strides is {strides}, needs some of {_STAGE_STRIDES}, ascending")
         self.strides, self.frozen_stages, self.norm_eval = tuple(strides), config.frozen_stages, config.norm_eval
         stages = [_STAGE_STRIDES.index(stride) for stride in strides]
-        size = ResNetConfig(**_SIZES[config.resnet], out_features=[f"stage{index + 1}" for index in stages])
-        self.body = ResNetBackbone(size)
+        size = transformers.ResNetConfig(
+            **_SIZES[config.resnet], out_features=[f"stage{index + 1}" for index in stages]
+        )
+        self.body = transformers.ResNetBackbone(size)
         self.channels = tuple(size.hidden_sizes[index] for index in stages)
         for stage in self._frozen():
             stage.requires_grad_(False)
@@ -196,8 +200,8 @@ def _of_transformers(source, part):
     """The same of a folder or a hub name that transformers reads, which has no pyramid."""
     if part != "body":
         return {}
-    own = ResNetConfig.from_pretrained(source)
-    network, report = ResNetBackbone.from_pretrained(source, config=own, output_loading_info=True)
+    own = transformers.ResNetConfig.from_pretrained(source)
+    network, report = transformers.ResNetBackbone.from_pretrained(source, config=own, output_loading_info=True)
     if report["missing_keys"]:
         there = f"{source} leaves {len(report['missing_keys'])} weights of a ResNet unfilled"
         how = "train/tools/import_checkpoint.py reads other names than those of transformers"

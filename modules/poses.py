@@ -1,7 +1,10 @@
 """Rotations and rigid transforms in NumPy, float64. Quaternions are (w, x, y, z), as in nuScenes' tables."""
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+
+from ..kernels.runtime.extras import optional
+
+transform = optional("modules", "scipy.spatial.transform")
 
 
 def rotation_z(yaw: float) -> np.ndarray:
@@ -12,7 +15,7 @@ def rotation_z(yaw: float) -> np.ndarray:
 
 def rotation_xyz(roll: float, pitch: float, yaw: float) -> np.ndarray:
     """(3, 3) rotation `Rz(yaw) · Ry(pitch) · Rx(roll)`, radians."""
-    return Rotation.from_euler("ZYX", [yaw, pitch, roll]).as_matrix()
+    return transform.Rotation.from_euler("ZYX", [yaw, pitch, roll]).as_matrix()
 
 
 def rigid(rotation: np.ndarray, translation) -> np.ndarray:
@@ -30,13 +33,13 @@ def inverse(transform: np.ndarray) -> np.ndarray:
 
 def to_quaternion(rotation: np.ndarray) -> list[float]:
     """Unit quaternion of a (3, 3) rotation, its largest component positive."""
-    quaternion = np.roll(Rotation.from_matrix(rotation).as_quat(), 1)  # scipy has w last
+    quaternion = np.roll(transform.Rotation.from_matrix(rotation).as_quat(), 1)  # scipy has w last
     return (quaternion * np.sign(quaternion[np.argmax(np.abs(quaternion))])).tolist()
 
 
 def to_rotation(quaternion) -> np.ndarray:
     """(3, 3) rotation of a quaternion of any length but 0."""
-    return Rotation.from_quat(np.roll(quaternion, -1)).as_matrix()
+    return transform.Rotation.from_quat(np.roll(quaternion, -1)).as_matrix()
 
 
 def from_row(row: dict) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..kernels.runtime.extras import require
 from .command_line import EVERY
 from .distributed import sum_over_ranks
 from .files import write_whole
@@ -44,6 +45,7 @@ class RunLog:
         if damaged:
             self.say(f"{damaged} lines of {folder / 'log.jsonl'} cannot be read; the file as it was is {_DAMAGED}")
         if tensorboard:
+            require("train", "tensorboard")
             from torch.utils.tensorboard import SummaryWriter  # takes a second
 
             self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)

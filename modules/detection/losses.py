@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 
 from ...kernels.runtime.checks import Shapes, check_indices, check_same_device
+from ...kernels.runtime.extras import optional
 from .boxes import Predictions, check_ground_truth, encode_boxes
 from .denoising import BACKGROUND, Denoising
+
+optimize = optional("modules", "scipy.optimize")
 
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)  # of the ten numbers of an encoded box
 _VELOCITY = 8  # the first of them that may be unknown
@@ -125,7 +127,9 @@ def _assign(cost):
     """The pairs of the least total cost (N, G): indices of queries and of ground truth on the CPU."""
     cost = cost.double().cpu().numpy()
     possible = np.isfinite(cost)
-    query, gt = linear_sum_assignment(np.where(possible, cost.clip(-_LARGEST_COST, _LARGEST_COST), _IMPOSSIBLE))
+    query, gt = optimize.linear_sum_assignment(
+        np.where(possible, cost.clip(-_LARGEST_COST, _LARGEST_COST), _IMPOSSIBLE)
+    )
     keep = possible[query, gt]
     return torch.from_numpy(query[keep]), torch.from_numpy(gt[keep])
 

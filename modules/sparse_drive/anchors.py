@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 
+from ...kernels.runtime.extras import optional
 from .motion import COMMANDS, turned
+
+cluster = optional("modules", "scipy.cluster.vq")
 
 _CAR = (4.6, 1.9, 1.7)  # metres
 
@@ -31,7 +33,9 @@ def kmeans(samples: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:
     different = torch.unique(samples, dim=0)
     if len(different) < count:
         raise ValueError(f"kmeans: samples has {len(different)} different rows, needs at least {count}")
-    centres, _ = kmeans2(samples.double().numpy(), count, minit="++", seed=np.random.default_rng(seed), missing="raise")
+    centres, _ = cluster.kmeans2(
+        samples.double().numpy(), count, minit="++", seed=np.random.default_rng(seed), missing="raise"
+    )
     return torch.from_numpy(centres).float()
 
 

@@ -7,14 +7,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 
+from ...kernels.runtime.extras import optional
 from ..detection.losses import focal_loss
 from ..settings import Share
 from . import boxes
 from .decoder import InstanceOutput
 from .head import DriveOutput, HeadConfig
 from .motion import MotionOutput
+
+optimize = optional("modules", "scipy.optimize")
 
 LOSS_WEIGHTS = {  # SparseDrive small's
     "det_cls": 2.0,
@@ -178,7 +180,7 @@ def _assign(cost):
     device = cost.device
     cost = cost.double().cpu().numpy()
     cost = np.where(np.isfinite(cost), cost, _IMPOSSIBLE)
-    return [[torch.from_numpy(places).to(device) for places in linear_sum_assignment(layer)] for layer in cost]
+    return [[torch.from_numpy(places).to(device) for places in optimize.linear_sum_assignment(layer)] for layer in cost]
 
 
 def _box_losses(detection, truth, matches, count, rules):

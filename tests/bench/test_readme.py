@@ -1,6 +1,8 @@
 """What a Markdown file says of the benchmark comes from the benchmark."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from rigfuse.bench import readme
 from rigfuse.bench.operations import OPERATIONS
 from rigfuse.bench.subjects import SUBJECTS
 
+ROOT = Path(readme.__file__).parents[1]
 FACTS = dict(commit="0123456789ab", dirty=False, hardware=dict(cpu="A CPU", threads=2), versions=dict(torch="2.13.0"))
 
 
@@ -67,3 +70,18 @@ def test_a_part_that_cannot_be_made_is_one_line_and_changes_nothing(part, said, 
         readme.main([str(path), "--write"])
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and "old" in path.read_text()
+
+
+def test_the_readme_says_what_was_measured_and_is_short():
+    """Its table is that of the committed results, and each figure has its source beside it."""
+    path = ROOT / "README.md"
+    text = path.read_text()
+    assert readme.filled(path) == text and "<!-- bench:results bench/results/" in text
+    assert len(text.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", path.read_text())
+    local = [one or other for one, other in links if not (one or other).startswith("http")]
+    assert [link for link in local if not (path.parent / link).exists()] == []

@@ -12,7 +12,7 @@ def _root(name):
     root = DATA / name
     if not root.is_dir():
         pytest.skip(f"no {name} data at {root}; set RIGFUSE_TEST_DATA to the folder that has it")
-    pytest.importorskip("nuscenes", reason="needs nuscenes-devkit: pip install 'rigfuse[nuscenes]'")
+    pytest.importorskip("nuscenes", reason="needs nuscenes-devkit: pip install '.[nuscenes]'")
     return root
 
 
@@ -45,7 +45,7 @@ def small_world(tmp_path_factory):
     """A generated world: one drive to train on, one to evaluate on, three key frames each, two scans between them."""
     from rigfuse.train.world import WorldSettings, make_world
 
-    pytest.importorskip("nuscenes", reason="needs nuscenes-devkit: pip install 'rigfuse[nuscenes]'")
+    pytest.importorskip("nuscenes", reason="needs nuscenes-devkit: pip install '.[nuscenes]'")
     root = tmp_path_factory.mktemp("small-world") / "made"
     make_world(root, WorldSettings(scenes=2, samples=3, width=64, sweeps=2), workers=0)
     return root

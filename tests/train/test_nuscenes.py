@@ -110,7 +110,7 @@ def test_what_the_devkit_refuses_is_one_line(tmp_path, ddad_root):
 
 def test_without_the_devkit_one_line_says_what_to_install(ddad_root, monkeypatch):
     monkeypatch.setitem(sys.modules, "nuscenes", None)
-    with pytest.raises(ImportError, match=r"pip install 'rigfuse\[nuscenes\]'"):
+    with pytest.raises(ImportError, match=r"needs nuscenes: pip install '.\[nuscenes\]'"):
         open_drives(ddad_root)
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import shapely
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from shapely.geometry.polygon import orient
+
+from ...kernels.runtime.extras import optional
+
+shapely = optional("train", "shapely")
 
 MAP_CLASSES = ("divider", "ped_crossing", "boundary")
 SHORTEST = 1.0  # metres of a line
@@ -96,7 +98,7 @@ class VectorMap:
         contours = [shapely.intersection(ring, inner) for ring in _contours(shapes[kinds == 2])]
         by_class = (
             _merged(shapes[kinds == 0]),
-            [orient(polygon).exterior for polygon in _parts(shapes[kinds == 1], "Polygon")],
+            [shapely.geometry.polygon.orient(polygon).exterior for polygon in _parts(shapes[kinds == 1], "Polygon")],
             _merged(contours),
         )
         rows = []
@@ -159,7 +161,7 @@ def _contours(polygons):
     style = dict(join_style="mitre", mitre_limit=10.0)
     closed = shapely.buffer(shapely.buffer(shapely.union_all(polygons), _GAP / 2, **style), -_GAP / 2, **style)
     for polygon in _parts([closed], "Polygon"):
-        polygon = orient(polygon, sign=-1.0)
+        polygon = shapely.geometry.polygon.orient(polygon, sign=-1.0)
         yield from (polygon.exterior, *polygon.interiors)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...kernels.runtime.extras import require
 from ...modules.poses import from_row, inverse
 from ...modules.rig import NUSCENES_CAMERAS, Camera, Rig
 from ..command_line import nearest
@@ -156,11 +157,10 @@ def evaluation_view(nusc, scenes: Iterable[str], folder: str | Path):
 
 
 def _devkit():
-    try:
-        import nuscenes.nuscenes
-        import nuscenes.utils.splits
-    except ImportError:
-        raise ImportError("reading nuScenes needs its devkit: pip install 'rigfuse[nuscenes]'") from None
+    require("nuscenes", "nuscenes")
+    import nuscenes.nuscenes
+    import nuscenes.utils.splits
+
     return nuscenes
 
 

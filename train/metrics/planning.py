@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import shapely
 
+from ...kernels.runtime.extras import optional
 from .pooling import SampleResults
+
+shapely = optional("train", "shapely")
 
 EGO_LENGTH, EGO_WIDTH = 4.084, 1.85  # metres, of nuScenes' cars
 # From a path's point to the middle of the car: the published 0.5 m is for paths of the LiDAR, which stands 0.94 m

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from ...kernels.runtime.extras import require
 from ...modules.poses import from_row
 from ..data.nuscenes import evaluation_view, open_nuscenes, reference_row, scenes_of_split
 from .pooling import SampleResults
@@ -85,12 +86,9 @@ class TrackingMetric(SampleResults):
             ValueError: an unknown split, one of another version, or a token that is not in it.
         """
         nusc, split = open_nuscenes(self.settings["root"], self.settings["version"]), self.settings["split"]
-        try:
-            from nuscenes.eval.tracking import evaluate as devkit
-        except ImportError as error:
-            need = "tracking figures need motmetrics and pandas: pip install 'rigfuse[nuscenes]'"
-            raise ImportError(f"{need} ({error})") from None
+        require("nuscenes", "motmetrics", "pandas")
         from nuscenes.eval.common.config import config_factory
+        from nuscenes.eval.tracking import evaluate as devkit
 
         with TemporaryDirectory() as folder:
             out = Path(self.out or folder)

@@ -16,11 +16,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.markdown import Markdown
 
 from rigfuse.train.checkpoint import CheckpointError
-from rigfuse.train.command_line import Parser
+from rigfuse.train.command_line import Parser, console
 from rigfuse.train.systems.cmt_aqr.routing import open_routed, read_batches, route, write_report
 
 
@@ -50,12 +48,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    from rich.markdown import Markdown
+
+    shown = console()
     partial = None
     try:
         run = open_routed(chosen.run, chosen.data)
         model = run.build_model(device)
-        with console.status("reading") as status:
+        with shown.status("reading") as status:
             batches = read_batches(run.settings, chosen.samples, status.update)
             routed = route(model, batches, chosen.score, getattr(torch, run.settings.run.amp))
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-    console.print(Markdown(text.replace("![", "[")))
-    console.print(f"written to {chosen.out}")
+    shown.print(Markdown(text.replace("![", "[")))
+    shown.print(f"written to {chosen.out}")
     return 0
 
 

@@ -28,10 +28,7 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from rigfuse.train.command_line import Parser
+from rigfuse.train.command_line import Parser, console
 from rigfuse.train.world import WorldSettings, check_world, describe, draw_over, make_world
 
 OF_WORLD, OF_OVER = ("seed", "scenes", "samples", "seconds", "period", "width", "sweeps", "town"), ("samples", "only")
@@ -126,8 +123,10 @@ class Meter:
 
     def __init__(self, what: str):
         self.what, self.start, self.said = what, time.monotonic(), time.monotonic()
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.bar = Progress(*columns, console=self.console)
         self.task = self.bar.add_task(what, total=None)
 

@@ -19,19 +19,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from rigfuse.train.checkpoint import CheckpointError
-from rigfuse.train.command_line import Parser
+from rigfuse.train.command_line import Parser, console
 from rigfuse.train.config import diff
 from rigfuse.train.frozen import Finding, State, choose, compare, problems, warnings, write_json
 
 _LISTED = 20  # names in the terminal; --json has all
 
 
-def parts_table(findings: Sequence[Finding]) -> Table:
-    """Counts tensors and parameters of each part of the network."""
+def parts_table(findings: Sequence[Finding]):
+    """Counts tensors and parameters of each part of the network; returns rich's Table."""
+    from rich.table import Table
+
     table = Table("part")
     for column in ("tensors", "parameters", "frozen", "frozen tensors", "of them moved", "trained tensors", "moved"):
         table.add_column(column, justify="right")
@@ -46,22 +45,22 @@ def parts_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def show(console: Console, earlier: State, later: State, findings: Sequence[Finding]) -> None:
+def show(screen, earlier: State, later: State, findings: Sequence[Finding]) -> None:
     """Prints what was compared, the counts, and what was found."""
-    console.print(f"{later.source} (step {later.step}) against {earlier.source}", soft_wrap=True)
+    screen.print(f"{later.source} (step {later.step}) against {earlier.source}", soft_wrap=True)
     for line in diff(earlier.config, later.config):
-        console.print(f"  changed: {line}", markup=False, soft_wrap=True)
-    console.print(parts_table(findings))
+        screen.print(f"  changed: {line}", markup=False, soft_wrap=True)
+    screen.print(parts_table(findings))
     for lines in (problems(findings), warnings(findings)):
         for line in lines[:_LISTED]:
-            console.print(line, markup=False, soft_wrap=True)
+            screen.print(line, markup=False, soft_wrap=True)
         if len(lines) > _LISTED:
-            console.print(f"… and {len(lines) - _LISTED} more")
+            screen.print(f"… and {len(lines) - _LISTED} more")
     if problems(findings) and earlier.step < 0:
-        console.print("That holds if the run began so: with this torch, these files, and this --weights or none.")
+        screen.print("That holds if the run began so: with this torch, these files, and this --weights or none.")
     if not problems(findings):
         frozen = sum(finding.frozen for finding in findings)
-        console.print(f"{frozen} frozen tensors did not move" if frozen else "nothing is frozen in this run")
+        screen.print(f"{frozen} frozen tensors did not move" if frozen else "nothing is frozen in this run")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -79,7 +78,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    screen = console()
     try:
         earlier, later = choose(chosen.run, chosen.earlier, chosen.weights)
         findings = compare(earlier, later)
@@ -88,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    show(console, earlier, later, findings)
+    show(screen, earlier, later, findings)
     return int(bool(problems(findings)))
 
 

@@ -13,10 +13,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from rigfuse.train.checkpoint import CheckpointError
-from rigfuse.train.command_line import Parser
+from rigfuse.train.command_line import Parser, console
 from rigfuse.train.record import RecordOptions, write_record
 
 
@@ -37,11 +36,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    console = Console()
+    shown = console()
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{chosen.out.name}.", dir=chosen.out.parent))
     try:
-        with console.status("evaluating") as status:
+        with shown.status("evaluating") as status:
             options = RecordOptions(chosen.windows, device, chosen.data, status.update)
             text = write_record(chosen.runs, partial, options)
         partial.rename(chosen.out)
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(text)
-    console.print(f"written to {chosen.out}")
+    shown.print(f"written to {chosen.out}")
     return 0
 
 

@@ -155,7 +155,7 @@ def test_refusals(small_world, truth, monkeypatch):
     with pytest.raises(FileNotFoundError, match="has no version 'v1.0-test'"):
         evaluate_detection({}, small_world, "v1.0-test", "world_val")
     monkeypatch.setitem(sys.modules, "nuscenes", None)
-    with pytest.raises(ImportError, match=r"pip install 'rigfuse\[nuscenes\]'"):
+    with pytest.raises(ImportError, match=r"needs nuscenes: pip install '.\[nuscenes\]'"):
         evaluate_detection({}, small_world, None, "world_val")
 
 
