@@ -1,4 +1,4 @@
-.PHONY: help install test bench list gpu world train lint clean
+.PHONY: help install test bench list gpu world train lint mutants clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -50,6 +50,9 @@ train: world  ## train depth_tiny, then completion_v2_tiny on its features, in t
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mutants: $(STAMP)  ## plant a few faults into a copy of the code, one at a time, and see which the tests miss
+	$(BIN)/python tests/mutants.py
 
 clean:  ## remove the environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .benchmarks

@@ -89,6 +89,15 @@ def _warp(new, sources, targets, channels, source, size, depths):
     )
 
 
+def _warp_of_hypotheses(new, sources, targets, channels, source, size, depths):
+    """As `_warp`, each hypothesis with a projection and a map of its own, or none."""
+    arguments = _warp(new, sources, targets, channels, source, size, depths)
+    turns = 0.02 * new.normal(targets, depths, 3, 4, dtype=new.geometry)
+    turns[:, :, 2] = 0
+    projection = arguments["projection"][:, None] + turns
+    return {**arguments, "projection": projection, "source_index": new.integers(-1, sources, targets, depths)}
+
+
 def _bev_warp(new, sources, targets, channels, source, size):
     """Turns of a few degrees and shifts of a few cells."""
     transform = torch.eye(2, 3, dtype=new.geometry, device=new.device).repeat(targets, 1, 1)
@@ -167,6 +176,12 @@ EXAMPLES = {
         tiny=dict(sources=2, targets=2, channels=2, source=(3, 4), size=(2, 3), depths=2),
         other={**_WARP, "targets": 3, "size": (4, 3)},
         empty=(dict(targets=0), dict(channels=0), dict(source=(0, 5)), dict(size=(0, 3)), dict(size=(2, 0))),
+    ),
+    "multi_depth_warp of hypotheses": Example(
+        kernels.multi_depth_warp, MULTI_DEPTH_WARP, _warp_of_hypotheses, {**_WARP, "sources": 3, "depths": 3},
+        tiny=dict(sources=2, targets=2, channels=2, source=(3, 4), size=(2, 3), depths=3),
+        other={**_WARP, "sources": 3, "depths": 2, "size": (4, 3)},
+        empty=(dict(sources=0), dict(targets=0), dict(channels=0), dict(source=(0, 5)), dict(size=(0, 3))),
     ),
     "bev_warp": Example(
         kernels.bev_warp, BEV_WARP, _bev_warp, _BEV,

@@ -1,9 +1,11 @@
 """What the rig saw a moment ago: feature maps, which cameras were there, and the geometry."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
 from .rig import RigFrame
 
@@ -13,15 +15,29 @@ class HistoryFrame:
     """One past moment of a batch.
 
     Args:
-        features: (B, V, C, H, W), no gradient.
+        stored: (B, V, C, H, W), no gradient; in units of `scale` where that is not None.
         available: (B, V) bool on the CPU. False where the camera was missing then, and in every sample whose history
             was cleared since: those features must not be read.
         frame: the rig then.
+        scale: (B, V, C, 1, 1), of features that are stored as whole numbers: what 1 stands for in each channel of a
+            map.
     """
 
-    features: torch.Tensor
+    stored: torch.Tensor
     available: torch.Tensor
     frame: RigFrame
+    scale: torch.Tensor | None = None
+
+    @property
+    def features(self) -> torch.Tensor:
+        """(B, V, C, H, W), no gradient."""
+        return self.stored if self.scale is None else self.stored.to(self.scale.dtype) * self.scale
+
+    def maps(self, index: torch.Tensor) -> torch.Tensor:
+        """The maps (N, C, H, W) at `index` (N,) = sample · V + camera."""
+        index = index.to(self.stored.device)
+        maps = self.stored.flatten(0, 1)[index]
+        return maps if self.scale is None else maps.to(self.scale.dtype) * self.scale.flatten(0, 1)[index]
 
 
 class HistoryQueue:
@@ -32,7 +48,8 @@ class HistoryQueue:
 
     Args:
         length: moments kept.
-        dtype: dtype the features are stored in, e.g. torch.bfloat16; None = as they come.
+        dtype: dtype the features are stored in, e.g. torch.bfloat16; None = as they come. torch.int8 has one scale for
+            each map and channel.
         max_gap: seconds between consecutive moments after which a sample's history is stale.
     """
 
@@ -68,7 +85,7 @@ class HistoryQueue:
         if not self._frames:
             return
         newest = self._frames[0]
-        if newest.features.shape != features.shape or newest.features.device != features.device:
+        if newest.stored.shape != features.shape or newest.stored.device != features.device:
             self.clear()
             return
         same_scene = torch.tensor([now == then for now, then in zip(frame.scene, newest.frame.scene)])
@@ -98,5 +115,55 @@ class HistoryQueue:
                 got, needed = tuple(shape), tuple(features.shape[:2])
                 raise ValueError(f"HistoryQueue: {name} has (batch, cameras) {got}, needs {needed}")
         self.prepare(frame, features)
-        stored = features.detach().to(self.dtype or features.dtype, copy=True)
-        self._frames.appendleft(HistoryFrame(stored, ~missing.cpu(), frame.clone()))
+        features, scale = features.detach(), None
+        if self.dtype == torch.int8:
+            scale = features.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=1e-12) / 127
+            features = (features / scale).round()
+        stored = features.to(self.dtype or features.dtype, copy=True)
+        self._frames.appendleft(HistoryFrame(stored, ~missing.cpu(), frame.clone(), scale))
+
+
+class PyramidHistory:
+    """A `HistoryQueue` for each scale of a feature pyramid; they remember and forget together.
+
+    Args:
+        scales: how many.
+        pool: side of the square of cells that is averaged into one before it is stored.
+        settings: of each queue.
+    """
+
+    def __init__(self, scales: int, *, pool: int = 1, **settings):
+        self.queues, self.pool = [HistoryQueue(**settings) for _ in range(scales)], pool
+
+    @property
+    def length(self) -> int:
+        """How many moments are kept."""
+        return self.queues[0].length
+
+    @property
+    def frames(self) -> list[HistoryFrame]:
+        """The moments at the first scale, newest first."""
+        return self.queues[0].frames
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        for queue in self.queues:
+            queue.clear()
+
+    def prepare(self, frame: RigFrame, features: Sequence[torch.Tensor]) -> None:
+        """Forgets what cannot be the past of `frame`, see `HistoryQueue.prepare`."""
+        for queue, x in zip(self.queues, features, strict=True):
+            queue.prepare(frame, x[..., :: self.pool, :: self.pool])  # as large as what is stored
+
+    def push(self, features: Sequence[torch.Tensor], missing: torch.Tensor, frame: RigFrame) -> None:
+        """Adds a moment at every scale, see `HistoryQueue.push`."""
+        for queue, x in zip(self.queues, features, strict=True):
+            queue.push(pooled(x, self.pool), missing, frame)
+
+
+def pooled(features: torch.Tensor, side: int) -> torch.Tensor:
+    """Means of squares of cells, those at the border of what there is: (..., H, W) → (..., ⌈H/side⌉, ⌈W/side⌉)."""
+    if side == 1:
+        return features
+    flat = F.avg_pool2d(features.flatten(0, -4), side, ceil_mode=True, count_include_pad=False)
+    return flat.unflatten(0, features.shape[:-3])

@@ -136,7 +136,7 @@ def test_an_operation_is_six_files_and_backends_never_import_one_another(operati
 def test_the_definitions_are_short():
     for path in ROOT.glob("kernels/*/definition.py"):
         lines = [line for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
-        assert len(lines) <= 50, f"{path} is no definition any more"
+        assert len(lines) <= 60, f"{path} is no definition any more"
 
 
 def test_importing_the_operations_is_cheap():

@@ -130,7 +130,7 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
     if not values:
         return "—"
     text = form.format(statistics.mean(values))
-    return text + (" ± " + form.format(statistics.stdev(values)) if len(values) > 1 else "")
+    return text + (" ± " + form.replace("+", "").format(statistics.stdev(values)) if len(values) > 1 else "")
 
 
 def runs_table(runs: Sequence[Run]) -> list[list[str]]:

@@ -9,22 +9,21 @@ from . import ops
 MODES = ("bilinear", "nearest")
 
 _FEATURES = Argument((("S", "C", "Hs", "Ws"),), any_float, gradient=True)
-_SOURCE_INDEX = Argument((("N",),), index, optional=True)
 ARGUMENTS = Arguments(
     "multi_depth_warp",
     features=_FEATURES,
-    projection=Argument((("N", 3, 4),), geometry),
+    projection=Argument((("N", 3, 4), ("N", "D", 3, 4)), geometry),
     depths=Argument((("D",), ("N", "D")), geometry),
     weights=Argument((("N", "D", "H", "W"),), any_float, gradient=True, optional=True),
     offsets=Argument((("N", "D", "H", "W", 2), ("N", 1, "H", "W", 2)), geometry, gradient=True, optional=True),
-    source_index=_SOURCE_INDEX,
+    source_index=Argument((("N",), ("N", "D")), index, optional=True),
     limits={"D": (1, None)},
 )
 BEV_ARGUMENTS = Arguments(
     "bev_warp",
     features=_FEATURES,
     transform=Argument((("N", 2, 3),), geometry),
-    source_index=_SOURCE_INDEX,
+    source_index=Argument((("N",),), index, optional=True),
 )
 OPERATION = ops.register(ARGUMENTS)
 
@@ -46,19 +45,22 @@ def multi_depth_warp(
 
     The target cell in row v, column u has its centre at (u, v). At depth d it is seen in the source at
     `p = P @ (u·d, v·d, d, 1)`, in source cells `x = p0 / p2 + offset_x`, `y = p1 / p2 + offset_y`, integers at cell
-    centres, where `p2 > min_depth`. Outside the source, at a location that is not finite, and behind `min_depth` the
-    features are zero. Computed in float32 (float64 if any input is), whatever the dtypes and under autocast too;
-    bit for bit repeatable, gradients included.
+    centres, where `p2 > min_depth`. Hypotheses of one target may look into different maps, each by a projection of its
+    own: a camera now, its neighbour, an earlier moment. Outside the source, at a location that is not finite, and
+    behind `min_depth` the features are zero. Computed in float32 (float64 if any input is), whatever the dtypes and
+    under autocast too; bit for bit repeatable, gradients included.
 
     Args:
         features: (S, C, Hs, Ws) source maps; channels_last is the fast layout. Gets gradients.
-        projection: (N, 3, 4) float32, from a target cell at a depth in metres to source cells. No gradient.
+        projection: (N, 3, 4) float32, from a target cell at a depth in metres to source cells; or (N, D, 3, 4), a
+            projection for each hypothesis. No gradient.
         depths: (D,) or (N, D) float32, metres, positive; D ≥ 1. No gradient.
         weights: (N, D, H, W) of any float dtype, the blend; None = 1/D each. Gets gradients.
         offsets: (N, D, H, W, 2), or (N, 1, H, W, 2) for all depths alike, float32, source cells, (x, y). Gets
             gradients, which are zero in mode "nearest".
-        source_index: (N,) int32 or int64, the source map that each target reads; None = its own, S == N. A CUDA index
-            outside [0, S) reads nothing and gives zeros.
+        source_index: (N,) int32 or int64, the source map that each target reads; or (N, D), the one that each
+            hypothesis reads, −1 = none, which counts nothing; None = the target's own, S == N. A CUDA index outside
+            [0, S) reads nothing and gives zeros.
         output_size: (H, W); None = (Hs, Ws).
         mode: "bilinear", or "nearest": the cell at floor(x + 0.5), floor(y + 0.5).
         min_depth: metres, ≥ 0; a hypothesis counts only beyond it.
@@ -139,4 +141,5 @@ def _check_values(name, mode, source_index, sizes):
         raise ValueError(f"{name}: source_index is None with {sources} sources and {targets} targets, needs an index")
     if mode not in MODES:
         raise ValueError(f"{name}: mode is {mode!r}, needs one of {', '.join(MODES)}")
-    check_indices(name, "source_index", source_index, 0, sizes["S"])
+    may_be_none = source_index is not None and source_index.ndim == 2
+    check_indices(name, "source_index", source_index, -1 if may_be_none else 0, sizes["S"])

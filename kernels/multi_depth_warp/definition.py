@@ -8,26 +8,23 @@ FAR = 3.0  # a normalised coordinate that grid_sample finds outside every map
 
 def forward(features, projection, depths, weights, offsets, source_index, height, width, nearest, min_depth):
     targets, dtype = len(projection), torch.promote_types(features.dtype, projection.dtype)
-    if 0 in (*features.shape[2:], targets, height, width):  # which grid_sample refuses
+    if 0 in (len(features), *features.shape[2:], targets, height, width):  # which grid_sample refuses
         nothing = sum(t[:0].sum() for t in (features, weights, offsets) if t is not None)
         warped = torch.zeros(targets, features.shape[1], height, width, device=features.device) + nothing
         return warped.to(features.dtype), torch.zeros(targets, height, width, device=features.device)
 
     projection = projection.to(dtype)
-    source, exists = features.to(dtype), torch.ones(targets, dtype=torch.bool, device=features.device)
-    if source_index is not None:
-        exists = (source_index >= 0) & (source_index < len(features))
-        source = source[torch.where(exists, source_index, 0)]
-    ones, planes, covered = source.new_ones(targets, 1, *source.shape[2:]), [], []
+    planes, covered = [], []
     for d in range(1 if depths is None else depths.shape[-1]):
-        location, in_front = _locate(projection, depths, offsets, d, height, width, min_depth)
+        source, exists = _source(features.to(dtype), _of(source_index, d, 1), targets)
+        location, in_front = _locate(_of(projection, d, 3), depths, offsets, d, height, width, min_depth)
         if nearest:
             location = torch.floor(location + 0.5)
         usable = exists[:, None, None] & in_front & location.isfinite().all(dim=-1)
         x, y = location.unbind(-1)
         grid = torch.stack([(2 * x + 1) / features.shape[3] - 1, (2 * y + 1) / features.shape[2] - 1], dim=-1)
         grid = torch.where(usable[..., None], grid.clamp(-FAR, FAR), FAR).to(dtype)
-        mode = "nearest" if nearest else "bilinear"
+        mode, ones = "nearest" if nearest else "bilinear", source.new_ones(targets, 1, *source.shape[2:])
         planes.append(F.grid_sample(source, grid, mode, align_corners=False))
         covered.append(F.grid_sample(ones, grid.detach(), mode, align_corners=False))
 
@@ -37,6 +34,19 @@ def forward(features, projection, depths, weights, offsets, source_index, height
     weights = weights[:, :, None].masked_fill(covered == 0, 0)  # what lies outside counts nothing, whatever its weight
     coverage = (weights.detach() * covered).sum(dim=(1, 2))
     return (weights * planes).sum(dim=1).to(features.dtype), coverage.float()
+
+
+def _of(tensor, d, dims):
+    """What hypothesis d has of a tensor with `dims` dimensions, one for all, or with one more, (N, D, …)."""
+    return tensor if tensor is None or tensor.ndim == dims else tensor[:, d]
+
+
+def _source(features, index, targets):
+    """The maps (N, C, Hs, Ws) that the targets read, and which targets have one."""
+    if index is None:
+        return features, torch.ones(targets, dtype=torch.bool, device=features.device)
+    exists = (index >= 0) & (index < len(features))
+    return features[torch.where(exists, index, 0)], exists
 
 
 def _locate(projection, depths, offsets, d, height, width, min_depth):

@@ -23,18 +23,19 @@ def forward(
     x, y, in_front = _locate(projection.to(dtype), depths, offsets, height, width, min_depth)
     shift = 0.5 if nearest else 0.0
     left, top = torch.floor(x + shift), torch.floor(y + shift)
+    if source_index is None:
+        source_index = torch.arange(targets, device=features.device)
+    source = source_index if source_index.ndim == 2 else source_index[:, None]
+    source = source.long()[:, None, None]  # (N, 1, 1, 1 or D)
     # Tested as floats: what is NaN or huge never becomes an integer.
-    inside = in_front & (left >= -1) & (left < source_width) & (top >= -1) & (top < source_height)
+    inside = in_front & (source >= 0) & (source < sources)
+    inside = inside & (left >= -1) & (left < source_width) & (top >= -1) & (top < source_height)
     x, y, left, top = (torch.where(inside, t, OUTSIDE) for t in (x, y, left, top))
     column, row, share = _corners(x, y, left, top, nearest)
 
-    if source_index is None:
-        source_index = torch.arange(targets, device=features.device)
-    source = source_index.long()[:, None, None, None, None]
     inside = (column >= 0) & (column < source_width) & (row >= 0) & (row < source_height)
-    inside = inside & (source >= 0) & (source < sources)
     nothing = sources * source_height * source_width
-    index = torch.where(inside, (source * source_height + row) * source_width + column, nothing)
+    index = torch.where(inside, (source[..., None] * source_height + row) * source_width + column, nothing)
     weight = share / share.shape[3] if weights is None else share * weights.to(dtype).permute(0, 2, 3, 1)[..., None]
     weight = torch.where(inside, weight, 0)
 
@@ -53,15 +54,16 @@ def forward(
 
 def _locate(projection, depths, offsets, height, width, min_depth):
     """Source locations x, y (N, H, W, D), and where they are beyond `min_depth`."""
-    u = torch.arange(width, dtype=projection.dtype, device=projection.device)
-    v = torch.arange(height, dtype=projection.dtype, device=projection.device)[:, None]
-    entry = projection[:, :, :, None, None]
-    p = (entry[:, :, 0] * u + entry[:, :, 1] * v + entry[:, :, 2])[..., None]  # (N, rows, H, W, 1)
+    u = torch.arange(width, dtype=projection.dtype, device=projection.device)[:, None]
+    v = torch.arange(height, dtype=projection.dtype, device=projection.device)[:, None, None]
+    entry = projection.movedim(1, -1) if projection.ndim == 4 else projection[..., None]
+    entry = entry[:, :, :, None, None]  # (N, rows, columns, 1, 1, 1 or D)
+    p = entry[:, :, 0] * u + entry[:, :, 1] * v + entry[:, :, 2]  # (N, rows, H, W, 1 or D)
     if depths is None:
         x, y = p.unbind(1)
         return x, y, torch.ones_like(x, dtype=torch.bool)
     depths = depths.to(projection.dtype).expand(projection.shape[0], -1)
-    p = p * depths[:, None, None, None] + projection[:, :, 3, None, None, None]
+    p = p * depths[:, None, None, None] + entry[:, :, 3]
     x, y = p[:, 0] / p[:, 2], p[:, 1] / p[:, 2]
     if offsets is not None:
         offset_x, offset_y = offsets.to(x.dtype).permute(0, 2, 3, 1, 4).unbind(-1)

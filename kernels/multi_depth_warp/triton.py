@@ -13,19 +13,28 @@ import triton
 import triton.language as tl
 
 from ..runtime import launch
-from ..runtime.launch import Image, Matrix, Vector, accumulator_dtype, memory_format, strided, triton_dtype
+from ..runtime.launch import Image, Matrix, accumulator_dtype, memory_format, strided, triton_dtype
 from . import configs
 
 LAST = tl.constexpr(2**31 - 1)
 
 
 class Projection(NamedTuple):
-    """(N, 3, 4) or (N, 2, 3)."""
+    """(N, 3, 4), (N, 2, 3), or with a depth stride (N, D, 3, 4)."""
 
     ptr: Any
     target: int
     row: int
     column: int
+    depth: int | None = None
+
+
+class Index(NamedTuple):
+    """(N,), or with a depth stride (N, D)."""
+
+    ptr: Any
+    target: int
+    depth: int | None = None
 
 
 class Planes(NamedTuple):
@@ -88,6 +97,8 @@ def _locate(
     All blocks are [cells].
     """
     entry = projection.ptr + n * projection.target
+    if projection.depth is not None:
+        entry += d * projection.depth
     column = projection.column
     across, down = u.to(ACC_DTYPE), v.to(ACC_DTYPE)
     x = tl.load(entry).to(ACC_DTYPE) * across + tl.load(entry + column).to(ACC_DTYPE) * down
@@ -127,12 +138,15 @@ def _blend(weights, n, d, v, u, mask, depth_count, ACC_DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _source(source_index, n, sources, mask):
-    """The map that target n reads, and `mask` emptied where there is none."""
+def _source(source_index, n, d, sources, mask):
+    """The map that target n reads, by hypothesis d where each has its own, and `mask` emptied where there is none."""
     if source_index is None:
         return n, mask
     else:
-        s = tl.load(source_index.ptr + n * source_index.step).to(tl.int64)
+        place = source_index.ptr + n * source_index.target
+        if source_index.depth is not None:
+            place += d * source_index.depth
+        s = tl.load(place).to(tl.int64)
         return s, mask & (s >= 0) & (s < sources)
 
 
@@ -150,7 +164,7 @@ def _corner(features, s, left, top, source_h, source_w, offs_c, mask_c, RIGHT: t
 def multi_depth_warp_forward(
     features, projection, depths, weights, offsets, source_index, warped, coverage,
     sources, channels, source_h, source_w, depth_count, height, width, min_depth: tl.float64,
-    NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr,
+    EACH: tl.constexpr, NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     blocks_c = tl.maximum(tl.cdiv(channels, BLOCK_C), 1)
@@ -160,11 +174,13 @@ def multi_depth_warp_forward(
     offs_c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
     mask_c = offs_c < channels
     v, u, mask_p = _tile(tile, tl.arange(0, TILE_H * TILE_W), height, width, TILE_H, TILE_W)  # [TILE_H · TILE_W]
-    s, reads = _source(source_index, n, sources, mask_p)
+    s, reads = _source(source_index, n, 0, sources, mask_p)
 
     acc = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
     covered = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
     for d in range(depth_count):
+        if EACH:
+            s, reads = _source(source_index, n, d, sources, mask_p)
         left, top, fx, fy = _locate(
             projection, depths, offsets, n, d, v, u, reads, source_h, source_w, min_depth, NEAREST, ACC_DTYPE
         )
@@ -187,19 +203,21 @@ def multi_depth_warp_forward(
 def multi_depth_warp_backward_target(
     grad, features, projection, depths, weights, offsets, source_index, dweights, doffsets, boxes_ptr,
     sources, channels, source_h, source_w, depth_count, height, width, min_depth: tl.float64,
-    NEAREST: tl.constexpr, SHARED_OFFSETS: tl.constexpr, ACC_DTYPE: tl.constexpr,
+    EACH: tl.constexpr, NEAREST: tl.constexpr, SHARED_OFFSETS: tl.constexpr, ACC_DTYPE: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Gradients of weights and offsets, and for each tile and depth the box of source cells that it touches."""
     tiles = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
     tile, n = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
     v, u, mask_p = _tile(tile, tl.arange(0, TILE_H * TILE_W), height, width, TILE_H, TILE_W)  # [TILE_H · TILE_W]
-    s, reads = _source(source_index, n, sources, mask_p)
+    s, reads = _source(source_index, n, 0, sources, mask_p)
     grad_p = _cells(grad, n, v, u)  # [cells], as are left, top, fx, fy, w and dw below
     dx = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
     dy = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
 
     for d in range(depth_count):
+        if EACH:
+            s, reads = _source(source_index, n, d, sources, mask_p)
         left, top, fx, fy = _locate(
             projection, depths, offsets, n, d, v, u, reads, source_h, source_w, min_depth, NEAREST, ACC_DTYPE
         )
@@ -280,34 +298,44 @@ def _shares(
 def _walk(
     grad, projection, depths, weights, offsets, source_index, boxes_ptr, s, first_x, first_y, offs_c, mask_c,
     targets, source_h, source_w, depth_count, height, width, min_depth,
-    NEAREST: tl.constexpr, CAREFUL: tl.constexpr, ACC_DTYPE: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    EACH: tl.constexpr, NEAREST: tl.constexpr, CAREFUL: tl.constexpr, ACC_DTYPE: tl.constexpr, DOT_DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
     SOURCE_H: tl.constexpr, SOURCE_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a tile of source cells: over the targets that read map s, the depths, and the tiles, in order.
+    """The gradient of a tile of source cells: over the readers of map s and their boxes, in order.
 
+    A reader is a target, its boxes those of all depths and tiles; or, where EACH hypothesis has a map of its own, a
+    hypothesis of a target, its boxes those of the tiles.
     In a dot 0 · NaN is NaN, so what is not finite spreads over a tile. CAREFUL: cell by cell, to where it belongs.
     """
     tiles = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
-    boxes = depth_count * tiles
-    plane = tl.cast(targets, tl.int64) * boxes
+    readers, boxes = targets, depth_count * tiles
+    if EACH:
+        readers, boxes = targets * depth_count, tiles
+    plane = tl.cast(readers, tl.int64) * boxes
     offs_s = tl.arange(0, SOURCE_H * SOURCE_W)
     sx, sy = first_x + offs_s % SOURCE_W, first_y + offs_s // SOURCE_W  # [SOURCE_H · SOURCE_W]
     acc = tl.zeros([SOURCE_H * SOURCE_W, offs_c.shape[0]], dtype=ACC_DTYPE)
-    for start_n in range(0, targets, BLOCK_N):
-        offs_n = start_n + tl.arange(0, BLOCK_N)  # [BLOCK_N], as index and reads
-        index = offs_n.to(tl.int64)
+    for start_r in range(0, readers, BLOCK_N):
+        offs_r = start_r + tl.arange(0, BLOCK_N)  # [BLOCK_N], as index and reads
+        index = offs_r.to(tl.int64)
         if source_index is not None:
-            index = tl.load(source_index.ptr + index * source_index.step, mask=offs_n < targets, other=-1).to(tl.int64)
-        reads = (index == s) & (offs_n < targets)
+            place = source_index.ptr + index * source_index.target
+            if EACH:
+                place = source_index.ptr + index // depth_count * source_index.target
+                place += index % depth_count * source_index.depth
+            index = tl.load(place, mask=offs_r < readers, other=-1).to(tl.int64)
+        reads = (index == s) & (offs_r < readers)
         for _ in range(tl.sum(reads.to(tl.int32), axis=0)):
-            n32 = tl.min(tl.where(reads, offs_n, LAST), axis=0)
-            reads &= offs_n > n32
-            n = n32.to(tl.int64)
+            r = tl.min(tl.where(reads, offs_r, LAST), axis=0)
+            reads &= offs_r > r
+            n, first_d = r.to(tl.int64), 0
+            if EACH:
+                n, first_d = (r // depth_count).to(tl.int64), r % depth_count
             for start_b in range(0, boxes, BLOCK_B):
                 offs_b = start_b + tl.arange(0, BLOCK_B)  # [BLOCK_B], as all about boxes
                 mask_b = offs_b < boxes
-                box = boxes_ptr + n * boxes + offs_b
+                box = boxes_ptr + r.to(tl.int64) * boxes + offs_b
                 near = mask_b & (tl.load(box, mask=mask_b, other=LAST) < first_x + SOURCE_W)
                 near &= tl.load(box + plane, mask=mask_b, other=-1) >= first_x
                 near &= tl.load(box + 2 * plane, mask=mask_b, other=LAST) < first_y + SOURCE_H
@@ -318,7 +346,7 @@ def _walk(
                     if CAREFUL:
                         for cell in range(TILE_H * TILE_W):
                             tent, w, dout = _shares(
-                                grad, projection, depths, weights, offsets, n, b // tiles, b % tiles,
+                                grad, projection, depths, weights, offsets, n, first_d + b // tiles, b % tiles,
                                 cell + tl.arange(0, 1), sx, sy, offs_c, mask_c,
                                 source_h, source_w, depth_count, height, width, min_depth,
                                 NEAREST, ACC_DTYPE, TILE_H, TILE_W,
@@ -326,7 +354,7 @@ def _walk(
                             acc += tl.where(tent > 0, tent * w[None, :] * dout.to(ACC_DTYPE), 0.0)
                     else:
                         tent, w, dout = _shares(
-                            grad, projection, depths, weights, offsets, n, b // tiles, b % tiles,
+                            grad, projection, depths, weights, offsets, n, first_d + b // tiles, b % tiles,
                             tl.arange(0, TILE_H * TILE_W), sx, sy, offs_c, mask_c,
                             source_h, source_w, depth_count, height, width, min_depth,
                             NEAREST, ACC_DTYPE, TILE_H, TILE_W,
@@ -340,8 +368,8 @@ def _walk(
 def multi_depth_warp_backward_features(
     grad, projection, depths, weights, offsets, source_index, boxes_ptr, dfeatures,
     targets, channels, source_h, source_w, depth_count, height, width, min_depth: tl.float64,
-    NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr, DOT_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    TILE_H: tl.constexpr, TILE_W: tl.constexpr, SOURCE_H: tl.constexpr, SOURCE_W: tl.constexpr,
+    EACH: tl.constexpr, NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, SOURCE_H: tl.constexpr, SOURCE_W: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     blocks_c = tl.cdiv(channels, BLOCK_C)
@@ -355,13 +383,13 @@ def multi_depth_warp_backward_features(
     acc = _walk(
         grad, projection, depths, weights, offsets, source_index, boxes_ptr, s, first_x, first_y, offs_c, mask_c,
         targets, source_h, source_w, depth_count, height, width, min_depth,
-        NEAREST, False, ACC_DTYPE, DOT_DTYPE, PRECISION, TILE_H, TILE_W, SOURCE_H, SOURCE_W, BLOCK_N, BLOCK_B,
+        EACH, NEAREST, False, ACC_DTYPE, DOT_DTYPE, PRECISION, TILE_H, TILE_W, SOURCE_H, SOURCE_W, BLOCK_N, BLOCK_B,
     )  # fmt: skip
     if tl.max((acc - acc != 0).to(tl.int32)) > 0:
         acc = _walk(
             grad, projection, depths, weights, offsets, source_index, boxes_ptr, s, first_x, first_y, offs_c, mask_c,
             targets, source_h, source_w, depth_count, height, width, min_depth,
-            NEAREST, True, ACC_DTYPE, DOT_DTYPE, PRECISION, TILE_H, TILE_W, SOURCE_H, SOURCE_W, BLOCK_N, BLOCK_B,
+            EACH, NEAREST, True, ACC_DTYPE, DOT_DTYPE, PRECISION, TILE_H, TILE_W, SOURCE_H, SOURCE_W, BLOCK_N, BLOCK_B,
         )  # fmt: skip
     offs_s = tl.arange(0, SOURCE_H * SOURCE_W)  # [source cells]
     row, column, mask_p = _tile(tile, offs_s, source_h, source_w, SOURCE_H, SOURCE_W)
@@ -385,9 +413,22 @@ def _prepare(features, projection, depths, weights, offsets):
 
 def _geometry(projection, depths, weights, offsets, source_index):
     return (
-        strided(Projection, projection), strided(Matrix, depths), strided(Planes, weights), strided(Planes, offsets),
-        strided(Vector, source_index),
+        _strided_by_depth(Projection, projection, 4), strided(Matrix, depths), strided(Planes, weights),
+        strided(Planes, offsets), _strided_by_depth(Index, source_index, 2),
     )  # fmt: skip
+
+
+def _strided_by_depth(kind, tensor, dims):
+    """The named tuple of a tensor (N, …) or, with `dims` dimensions, (N, D, …)."""
+    if tensor is None or tensor.ndim < dims:
+        return strided(kind, tensor)
+    target, depth, *others = tensor.stride()
+    return kind(tensor, target, *others, depth)
+
+
+def _each(source_index):
+    """Whether each hypothesis has a source map of its own."""
+    return source_index is not None and source_index.ndim == 2
 
 
 def launch_forward(
@@ -407,7 +448,7 @@ def launch_forward(
             strided(Image, features), *_geometry(projection, depths, weights, offsets, source_index),
             strided(Image, warped), strided(Cover, coverage),
             sources, channels, source_h, source_w, count, height, width, min_depth,
-            NEAREST=nearest, ACC_DTYPE=triton_dtype(dtype), **config,
+            EACH=_each(source_index), NEAREST=nearest, ACC_DTYPE=triton_dtype(dtype), **config,
         )  # fmt: skip
     return warped, coverage
 
@@ -426,7 +467,7 @@ def launch_backward(
     target_tile = {key: target_config[key] for key in ("TILE_H", "TILE_W")}
     tiles = triton.cdiv(height, target_tile["TILE_H"]) * triton.cdiv(width, target_tile["TILE_W"])
     geometry = _geometry(projection, depths, weights, offsets, source_index)
-    common = dict(NEAREST=nearest, ACC_DTYPE=triton_dtype(dtype))
+    common = dict(EACH=_each(source_index), NEAREST=nearest, ACC_DTYPE=triton_dtype(dtype))
     boxes = None
     if dfeatures is not None:
         boxes = torch.empty((4, targets, count, tiles), dtype=torch.int32, device=features.device)

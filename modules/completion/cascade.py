@@ -14,13 +14,15 @@ from ...kernels.runtime.nvtx import annotate
 from ..attention import check_heads
 from ..backbones import PyramidConfig, ResNetFPN
 from ..camera_dropout import DropoutConfig, RandCamMask
-from ..history import HistoryQueue
+from ..history import HistoryQueue, PyramidHistory
 from ..operations import OperationModule
 from ..rig import RigFrame
 from ..settings import Count
 from ..window import RigWindow
 from .planning_guided import PlanningConfig, PlanningGuidedCompletion
-from .temporal import MotionCompensatedTemporalCompletion, TemporalConfig
+from .stage import TemporalConfig, TemporalStage
+from .temporal import MotionCompensatedTemporalCompletion
+from .temporal_v3 import MotionCompensatedTemporalCompletionV3
 from .vae import PVReconVAE, VAEConfig
 
 
@@ -47,7 +49,9 @@ class CascadeConfig:
     def build(self, backend: str | None = None) -> "CompletionCascade":
         """Builds the cascade with the enabled stages; `backend` is that of the operations, see `rigfuse.kernels`."""
         strides, channels, temporal, vae, planning = self.backbone.strides, self.channels, None, None, None
-        if self.temporal.enable:
+        if self.temporal.enable and self.temporal.geometry:
+            temporal = MotionCompensatedTemporalCompletionV3(channels, strides, self.temporal)
+        elif self.temporal.enable:
             temporal = MotionCompensatedTemporalCompletion(channels, self.temporal)
         if self.vae.enable:
             vae = PVReconVAE(len(strides), channels, self.vae)
@@ -82,7 +86,7 @@ class CompletionCascade(OperationModule):
     Args:
         backbone: gives one map for each stride.
         dropout: which cameras go missing in training, and on request in evaluation.
-        temporal: stage 1, at the scale whose stride it names.
+        temporal: stage 1, at the scale whose stride it names, or V3 at every one.
         vae: stage 2. Runs in training, and in place of stage 1 where a sample has no history at all.
         planning: stage 3.
         trajectory_dropout: share of the training samples that have no trajectory, as in inference: or the coarse path
@@ -93,7 +97,7 @@ class CompletionCascade(OperationModule):
         self,
         backbone: ResNetFPN,
         dropout: RandCamMask,
-        temporal: MotionCompensatedTemporalCompletion | None = None,
+        temporal: TemporalStage | None = None,
         vae: PVReconVAE | None = None,
         planning: PlanningGuidedCompletion | None = None,
         *,
@@ -157,12 +161,16 @@ class CompletionCascade(OperationModule):
         missing, history = missing.to(images.device), None if self.temporal is None else self.temporal.history
         completed, _, _ = self.complete(features, missing, frame, history)
         if history is not None:
-            history.push(features[self.temporal_scale], missing, frame)
+            history.push(self.for_temporal(features), missing, frame)
         return completed
+
+    def for_temporal(self, features: list[torch.Tensor]):
+        """What stage 1 and its history take of the features of every scale: all of them, or those of its own scale."""
+        return features if self.temporal.every_scale else features[self.temporal_scale]
 
     @property
     def temporal_scale(self) -> int:
-        """The index of the scale that stage 1 completes."""
+        """The index of the scale that stage 1 refines, which V1 and V2 complete."""
         return self.backbone.strides.index(self.temporal.stride)
 
     def complete(
@@ -170,7 +178,7 @@ class CompletionCascade(OperationModule):
         original: list[torch.Tensor],
         missing: torch.Tensor,
         frame: RigFrame,
-        history: HistoryQueue | None = None,
+        history: HistoryQueue | PyramidHistory | None = None,
         *,
         trajectory: torch.Tensor | None = None,
         teacher: list[torch.Tensor] | None = None,
@@ -181,8 +189,8 @@ class CompletionCascade(OperationModule):
             original: for each scale (B, V, C, H, W).
             missing: (B, V) bool.
             frame: the rig at this moment.
-            history: earlier moments at the scale that stage 1 completes; what cannot be the past of `frame` is
-                forgotten. Needed with stage 1.
+            history: earlier moments at what stage 1 completes; what cannot be the past of `frame` is forgotten.
+                Needed with stage 1.
             trajectory: (B, F, 2) metres in the present ego frame.
             teacher: the VAE's target.
 
@@ -191,9 +199,10 @@ class CompletionCascade(OperationModule):
         """
         features, helped = original, torch.zeros_like(missing)
         if self.temporal is not None:
-            scale = self.temporal_scale
-            completed, helped = self.temporal.complete(original[scale], missing, frame, history)
-            features = [*original[:scale], completed, *original[scale + 1 :]]
+            features, helped = self.temporal.complete(self.for_temporal(original), missing, frame, history)
+            if not self.temporal.every_scale:
+                scale = self.temporal_scale
+                features = [*original[:scale], features, *original[scale + 1 :]]
         losses, importance = {}, None
         if self.vae is not None and self.training:
             replace = missing & ~helped.any(dim=1, keepdim=True)
@@ -247,17 +256,16 @@ class CompletionCascade(OperationModule):
     @torch.no_grad()
     def _remember(self, window, missing, original):
         """The earlier moments as stage 1 may read them: of each sample the cameras that help a missing one."""
-        history, scale, present = self.temporal.new_history(), self.temporal_scale, len(window.frames) - 1
+        history, present = self.temporal.new_history(), len(window.frames) - 1
         helpful = self.temporal.helpful(missing[:, -1])
         first = max(present - history.length, 0) if helpful.any() else present
         for step in range(first, present):
             images, read = window.images[:, step], helpful & ~missing[:, step]
             if self._one_pass():
-                nothing = torch.zeros_like(original[scale])
-                (maps,) = _put([nothing], read, lambda chosen: [self._maps(chosen)[scale]], images)
+                maps = _put([torch.zeros_like(x) for x in original], read, self._maps, images)
             else:
-                maps = self.extract(images)[scale]
-            history.push(maps, ~read, window.frames[step])
+                maps = self.extract(images)
+            history.push(self.for_temporal(maps), ~read, window.frames[step])
         return history
 
     def _with_dropout(self, trajectory):

@@ -5,7 +5,6 @@ its neighbours). They are one network: weights are interchangeable, only the top
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,26 +15,9 @@ from ...kernels.runtime.nvtx import annotate
 from ..attention import CameraAttention
 from ..history import HistoryFrame, HistoryQueue
 from ..maps import replace_maps
-from ..operations import OperationModule
 from ..rig import NUSCENES_CAMERAS, RigFrame, relative_projection
-from ..settings import Count, NonNegative, Positive
 from ..topology import Topology
-
-
-@dataclass
-class TemporalConfig:
-    """Settings of stage 1."""
-
-    enable: bool = True  # False leaves the stage out: the input returns and no history is kept
-    topology: Literal["global", "neighbours", "own"] = "global"  # whom a missing camera attends to: see Topology
-    heads: Count = 8  # of the attention
-    depths: tuple[Positive, ...] = (10.0, 30.0)  # metres of the warp; each cell says how much each counts
-    queue_length: Count = 4  # moments of history
-    kv_downsample: Count = 4  # side of the square of warped cells that is averaged into one key
-    stride: Count = 32  # image pixels per feature cell
-    max_offset: NonNegative = 2.0  # bound of the learned refinement of the warp, cells
-    max_gap: Positive = 2.0  # seconds between moments after which a history is stale
-    history_dtype: Literal["float32", "float16", "bfloat16"] | None = None  # that history is stored in; None = as it is
+from .stage import TemporalConfig, TemporalStage
 
 
 @dataclass(frozen=True)
@@ -73,7 +55,7 @@ def plan_attention(missing: torch.Tensor, frames: list[HistoryFrame], table: tor
     return AttentionPlan(queries[helped], maps, block_table[helped])
 
 
-class MotionCompensatedTemporalCompletion(OperationModule):
+class MotionCompensatedTemporalCompletion(TemporalStage):
     """Completes the features of missing cameras from motion-compensated history (V1).
 
     Every listed camera's past is warped to where that camera looks now, at several depths. How much each depth counts,
@@ -102,21 +84,12 @@ class MotionCompensatedTemporalCompletion(OperationModule):
         topology: Topology | None = None,
         backend: str | None = None,
     ):
-        super().__init__()
         config = config or TemporalConfig()
+        super().__init__(channels, config, cameras=cameras, topology=topology)
         if config.kv_downsample < 1:
             raise ValueError(f"kv_downsample is {config.kv_downsample}, needs at least 1")
-        self.cameras, self.channels, self.enable = tuple(cameras), channels, config.enable
-        self.kv_downsample, self.stride, self.max_offset = config.kv_downsample, config.stride, config.max_offset
-        self.topology = topology or Topology.named(config.topology, self.cameras)
-        self._queue = dict(
-            length=config.queue_length,
-            dtype=getattr(torch, config.history_dtype) if config.history_dtype else None,
-            max_gap=config.max_gap,
-        )
-        self.history = self.new_history()
+        self.kv_downsample, self.max_offset = config.kv_downsample, config.max_offset
         self.register_buffer("depths", torch.tensor(config.depths, dtype=torch.float32), persistent=False)
-        self._table = self.topology.table(self.cameras)
 
         self.attention = CameraAttention(channels, len(self.cameras), heads=config.heads)
         self.offset = nn.Conv2d(channels, 2, 3, padding=1)
@@ -137,36 +110,6 @@ class MotionCompensatedTemporalCompletion(OperationModule):
             nn.init.zeros_(layer.bias)
         nn.init.constant_(self.gate[-1].bias, 3.0)
         self.backend = backend
-
-    def new_history(self) -> HistoryQueue:
-        """An empty history of the length and dtype that the settings say."""
-        return HistoryQueue(**self._queue)
-
-    def helpful(self, missing: torch.Tensor) -> torch.Tensor:
-        """Says whose history can help the missing cameras: (B, V) bool for `missing` (B, V) bool, on the CPU."""
-        attends = (self._table[:, :, None] == torch.arange(len(self.cameras))).any(dim=1)  # (V, V)
-        return (missing[:, :, None] & attends).any(dim=1)
-
-    def reset_history(self) -> None:
-        """Forgets the history of every sample."""
-        self.history.clear()
-
-    def forward(self, features: torch.Tensor, missing: torch.Tensor, frame: RigFrame) -> torch.Tensor:
-        """Completes the missing cameras of one moment from `history`, which then remembers the moment.
-
-        Args:
-            features: (B, V, C, H, W) at `stride`; gets gradients (its history does not). Maps in channels_last memory
-                format are the fast ones.
-            missing: (B, V) bool, True = this camera's image is absent.
-            frame: the rig at this moment.
-
-        Returns:
-            (B, V, C, H, W): `features` with the missing cameras' maps completed.
-        """
-        completed, _ = self.complete(features, missing, frame, self.history)
-        if self.enable:
-            self.history.push(features, missing, frame)
-        return completed
 
     def complete(
         self, features: torch.Tensor, missing: torch.Tensor, frame: RigFrame, history: HistoryQueue
@@ -192,16 +135,6 @@ class MotionCompensatedTemporalCompletion(OperationModule):
                 completed = replace_maps(features, index, run)
                 helped[index] = True
         return completed, helped
-
-    def _validate(self, features, missing, frame):
-        if features.ndim != 5 or features.shape[1:3] != (len(self.cameras), self.channels):
-            needed = f"(B, {len(self.cameras)}, {self.channels}, H, W)"
-            raise ValueError(f"features has shape {tuple(features.shape)}, needs {needed}")
-        if missing.dtype != torch.bool:
-            raise TypeError(f"missing is {str(missing.dtype).removeprefix('torch.')}, needs bool")
-        for name, shape in dict(missing=missing.shape, frame=frame.image_T_ego.shape[:2]).items():
-            if shape != features.shape[:2]:
-                raise ValueError(f"{name} has shape {tuple(shape)}, needs (B, V) = {tuple(features.shape[:2])}")
 
     def _steer(self, features, plan):
         """What the target cells say of the warp: depth weights (Nu, D, H, W) and offsets (Nu, 1, H, W, 2) in cells, of
@@ -257,7 +190,7 @@ class MotionCompensatedTemporalCompletion(OperationModule):
             past_T_now,
             stride=self.stride,
         )
-        features = past.features.flatten(0, 1)[listed.to(past.features.device)]
+        features = past.maps(listed)
         return multi_depth_warp(
             features,
             projection.to(features.device),

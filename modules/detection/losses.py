@@ -75,7 +75,8 @@ def detection_losses(
         denoising: what the first P queries are to become; None = there are none.
 
     Returns:
-        Unweighted scalars summed over the layers, always all four: zero with a graph where there is nothing to learn.
+        Unweighted scalars summed over the layers, always all four: zero with a graph where there is nothing to learn,
+        and NaN for `box` where no predicted box is finite.
         Forward and backward are elementwise but for sums: repeatable bit for bit.
     """
     _check_losses(predictions, boxes, labels, denoising)
@@ -87,7 +88,10 @@ def detection_losses(
     target, label = _matched_targets(logits, predicted, boxes, labels)
     classification = focal_loss(logits, _one_hot(label, logits.shape[-1]))
     regression = torch.where(label != BACKGROUND, _box_error(predicted, target), 0)
-    losses = dict(cls=classification.sum() / count, box=regression.sum() / count)
+    # A network that diverged has no small loss.
+    lost = ~predicted.isfinite().all(dim=-1).any() & (predicted.numel() > 0)
+    box = torch.where(lost, torch.nan, regression.sum() / count)
+    losses = dict(cls=classification.sum() / count, box=box)
     if denoising is None:
         return losses | dict(dn_cls=known_logits.sum(), dn_box=known_boxes.sum())
 

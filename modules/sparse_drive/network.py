@@ -33,12 +33,12 @@ class SparseDriveConfig:
 def tiny() -> SparseDriveConfig:
     """The same network with smaller numbers: it trains on a two-core machine."""
     config = SparseDriveConfig()
-    config.backbone.resnet, config.backbone.strides = "tiny", (8, 16, 32)
+    config.backbone.resnet, config.backbone.strides = "tiny", (8, 16)
     head, depth = config.head, config.depth
     head.channels, head.heads, depth.levels = 64, 4, 2
-    head.detection.anchors, head.detection.kept, head.detection.layers = 120, 60, 3
-    head.lines.anchors, head.lines.kept, head.lines.layers = 24, 8, 3
-    head.lines.heights, head.lines.learned_keypoints = (0.0, 0.5), 1
+    head.detection.anchors, head.detection.kept, head.detection.layers = 120, 60, 2
+    head.lines.anchors, head.lines.kept, head.lines.layers = 24, 8, 2
+    head.lines.points, head.lines.heights, head.lines.learned_keypoints = 10, (0.0, 0.5), 1
     head.motion.layers, head.motion.agents, head.motion.lines = 1, 20, 5
     return config
 

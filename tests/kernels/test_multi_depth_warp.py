@@ -106,6 +106,47 @@ def test_bev_warp_is_one_plane(backend, device):
     assert bitwise_equal(bev_warp(features, transform, **settings), expected)
 
 
+def each_its_own(arguments):
+    """The same call with a projection and a source index for each hypothesis."""
+    depths = arguments["depths"].shape[1]
+    projection = arguments["projection"][:, None].expand(-1, depths, -1, -1)
+    return arguments | dict(projection=projection, source_index=arguments["source_index"][:, None].expand(-1, depths))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_hypotheses_that_are_alike_give_the_same_bits(backend, mode, device):
+    arguments = scene(torch.float32, device, targets=2, channels=5)
+    grad = torch.randn(2, 5, 5, 7, device=device)
+    expected = with_gradients(multi_depth_warp, arguments, grad, mode=mode, backend=backend)
+    own = each_its_own(arguments)
+    for changed in (own, arguments | dict(source_index=own["source_index"])):
+        actual = with_gradients(multi_depth_warp, changed, grad, mode=mode, backend=backend)
+        assert bitwise_equal(actual, expected)
+
+
+def test_hypotheses_of_one_target_add_up(any_backend, device):
+    """What each contributes is the warp with it alone; one without a map counts nothing, whatever its weight."""
+    arguments = scene(torch.float64, device, targets=2, channels=3, depths=3)
+    projection = torch.stack([arguments["projection"].roll(shift, 0) for shift in (0, 1, 0)], 1)
+    index = torch.tensor([[2, 0, -1], [-1, 1, 2]], device=device)
+    arguments |= dict(projection=projection, source_index=index)
+    arguments["weights"][0, 2] = arguments["weights"][1, 0] = float("nan")
+    grad = torch.randn(2, 3, 5, 7, dtype=torch.float64, device=device)
+    together = with_gradients(multi_depth_warp, arguments, grad, backend=any_backend)
+    alone = []
+    for d in range(3):
+        of_d = {name: arguments[name][:, d : d + 1] for name in ("depths", "weights", "offsets")}
+        of_d |= dict(projection=projection[:, d], source_index=index[:, d].clamp(min=0))
+        of_d["weights"] = of_d["weights"].where(index[:, d, None, None, None] >= 0, 0)
+        found = list(with_gradients(multi_depth_warp, arguments | of_d, grad, backend=any_backend))
+        found[3] = found[3].where(index[:, d, None, None, None] >= 0, 0)
+        alone.append(found)
+    warped, coverage, dfeatures, dweights, doffsets = zip(*alone)
+    sums = (sum(warped), sum(coverage), sum(dfeatures), torch.cat(dweights, 1), torch.cat(doffsets, 1))
+    for one, other in zip(together, sums):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_borders(any_backend, mode, device):
     """A row of locations across the left and the right border of a map of two columns."""
@@ -210,15 +251,16 @@ def test_index_outside_gives_zeros(any_backend, device):
     features = torch.ones(2, 3, 4, 4, device=device, requires_grad=True)
     index = torch.tensor([-1, 1, 2, 2**31 - 1], device=device)
     identity = torch.eye(3, 4, device=device).repeat(4, 1, 1)
-    tensors = (features, identity, torch.ones(1, device=device), None, None, index)
-    warped, coverage = OPERATION(any_backend, tensors, 4, 4, False, 0.1)
-    warped.sum().backward()
-    for sums, expected in (
-        (warped.sum((1, 2, 3)), [0, 48, 0, 0]),
-        (coverage.sum((1, 2)), [0, 16, 0, 0]),
-        (features.grad.sum((1, 2, 3)), [0, 48]),
-    ):
-        torch.testing.assert_close(sums, torch.tensor(expected, dtype=torch.float32, device=device))
+    for source_index in (index, index[:, None]):
+        tensors = (features, identity, torch.ones(1, device=device), None, None, source_index)
+        warped, coverage = OPERATION(any_backend, tensors, 4, 4, False, 0.1)
+        (gradient,) = torch.autograd.grad(warped.sum(), features)
+        for sums, expected in (
+            (warped.sum((1, 2, 3)), [0, 48, 0, 0]),
+            (coverage.sum((1, 2)), [0, 16, 0, 0]),
+            (gradient.sum((1, 2, 3)), [0, 48]),
+        ):
+            torch.testing.assert_close(sums, torch.tensor(expected, dtype=torch.float32, device=device))
 
 
 @pytest.mark.parametrize(
@@ -235,6 +277,10 @@ def test_index_outside_gives_zeros(any_backend, device):
         (dict(source_index=torch.tensor([2, 3, 2])), ValueError, "source_index has values from 2 to 3, needs 0 to 2"),
         (dict(source_index=None, projection=torch.ones(2, 3, 4), depths=torch.ones(2), weights=None, offsets=None),
          ValueError, "source_index is None with 3 sources and 2 targets"),
+        (dict(source_index=torch.tensor([[0, -2]] * 3)), ValueError, "source_index has values from -2 to 0, needs -1"),
+        (dict(source_index=torch.zeros(3, 3, dtype=torch.int64)), ValueError,
+         r"source_index has shape \(3, 3\), needs \(N\) = \(3\) or \(N, D\) = \(3, 2\)"),
+        (dict(projection=torch.ones(3, 1, 3, 4)), ValueError, r"depths has shape \(3, 2\), needs"),
         (dict(output_size=5), ValueError, r"output_size is 5, needs \(height, width\)"),
         (dict(output_size=(5, -1)), ValueError, r"output_size is \(5, -1\), needs two integers of at least 0"),
         (dict(output_size=(5, 1.5)), ValueError, "output_size is"),

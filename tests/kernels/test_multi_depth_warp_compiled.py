@@ -11,14 +11,19 @@ NAMES = ("forward", "backward_target", "backward_features")
 FORWARD, TARGET, FEATURES = (f"multi_depth_warp_{name}" for name in NAMES)
 
 
-def launches(dtype, layout=torch.channels_last, channels=256, targets=12, depths=2, size=(28, 48), nearest=False):
-    """Forward and backward with every optional argument."""
+def launches(dtype, layout=torch.channels_last, channels=256, targets=12, depths=2, size=(28, 48), nearest=False,
+             each=False):  # fmt: skip
+    """Forward and backward with every optional argument; `each`: hypotheses with a map of their own."""
     from rigfuse.kernels.multi_depth_warp.triton import launch_backward, launch_forward
 
     features = torch.zeros(targets, channels, *size, dtype=dtype).to(memory_format=layout)
     geometry = torch.zeros(targets, 3, 4), torch.ones(depths)
     blend = torch.zeros(targets, depths, *size, dtype=dtype), torch.zeros(targets, depths, *size, 2)
-    arguments = (features, *geometry, *blend, torch.zeros(targets, dtype=torch.int64), *size, nearest, 0.1)
+    index = torch.zeros(targets, dtype=torch.int64)
+    if each:
+        geometry = torch.zeros(targets, depths, 3, 4), torch.ones(depths)
+        index = torch.zeros(targets, depths, dtype=torch.int64)
+    arguments = (features, *geometry, *blend, index, *size, nearest, 0.1)
 
     def launch():
         launch_forward(*arguments)
@@ -48,11 +53,18 @@ def test_budget(architecture, dtype, layout, request):
         assert features.tensor_core_dots >= 1
 
 
+@pytest.mark.parametrize("architecture", TARGETS)
+def test_budget_of_hypotheses(architecture, request):
+    for kernel in compile_launches(architecture, launches(torch.bfloat16, each=True, depths=6)):
+        check_budget("hypotheses/bfloat16", kernel, request.config.getoption("--update-budgets"))
+
+
 @pytest.mark.parametrize(
     "sizes",
-    [dict(channels=1, targets=1, depths=1, size=(1, 1)), dict(channels=3, size=(5, 7), nearest=True)],
-    ids=["ones", "odd"],
-)
+    [dict(channels=1, targets=1, depths=1, size=(1, 1)), dict(channels=3, size=(5, 7), nearest=True),
+     dict(channels=1, targets=1, depths=1, size=(1, 1), each=True)],
+    ids=["ones", "odd", "one hypothesis"],
+)  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bf16", "fp64"])
 def test_specialises_on_any_size(dtype, sizes):
     """Sizes and strides of 1 become constants, which a kernel must not take for tensors."""

@@ -16,6 +16,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 # Several tiles in every direction of every kernel.
 LARGE = {
     "multi_depth_warp": dict(sources=4, targets=6, channels=96, source=(28, 50), size=(28, 50), depths=2),
+    "multi_depth_warp of hypotheses": dict(sources=4, targets=3, channels=96, source=(28, 50), size=(28, 50), depths=6),
     "bev_warp": dict(sources=3, targets=3, channels=64, source=(56, 104), size=(56, 104)),
     "cross_camera_attention": dict(queries=3, length_q=300, heads=4, dim=32, blocks=7, length_k=91, entries=4),
     "window_bias_attention": dict(batch=2, length=200, heads=4, dim=32, maps=((32, 32, 5), (10, 25, 8))),
@@ -28,7 +29,7 @@ LARGE = {
 def arguments_of(name, dtype):
     """The example at a size that matters on a GPU, images channels last."""
     arguments = EXAMPLES[name].make(dtype, "cuda", LARGE[name])
-    is_image = lambda a: isinstance(a, torch.Tensor) and a.ndim == 4 and name.endswith(("warp", "fusion"))  # noqa: E731
+    is_image = lambda a: isinstance(a, torch.Tensor) and a.ndim == 4 and ("warp" in name or "fusion" in name)  # noqa: E731
     return {k: a.contiguous(memory_format=torch.channels_last) if is_image(a) else a for k, a in arguments.items()}
 
 

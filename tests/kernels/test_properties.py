@@ -65,50 +65,56 @@ def poison_like(tensor):
     return torch.full_like(tensor, float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
 
 
-def strided(tensor, dim):
-    """The same numbers with a step of 2 along a dimension, and poison between them."""
-    return torch.stack([tensor, poison_like(tensor)], dim=dim + 1).select(dim + 1, 0)
+def strided(tensor, dim, step):
+    """The same numbers with a step along a dimension, and poison between them."""
+    return torch.stack([tensor, *[poison_like(tensor)] * (step - 1)], dim=dim + 1).select(dim + 1, 0)
 
 
-def other_layouts(tensor):
-    """The same numbers elsewhere in memory: step 2 at either end, dimensions in reverse."""
-    reverse = list(reversed(range(tensor.ndim)))
-    return [strided(tensor, 0), strided(tensor, tensor.ndim - 1), tensor.permute(reverse).contiguous().permute(reverse)]
+def in_layout(tensor, layout, step):
+    """The same numbers elsewhere in memory; with stride 0, the first ones along a dimension for all."""
+    last, reverse = tensor.ndim - 1, list(reversed(range(tensor.ndim)))
+    return {
+        "as it is": lambda: tensor,
+        "step along the first": lambda: strided(tensor, 0, step),
+        "step along the last": lambda: strided(tensor, last, step),
+        "reversed": lambda: tensor.permute(reverse).contiguous().permute(reverse),
+        "stride 0 along the first": lambda: strided(tensor.narrow(0, 0, 1), 0, step).expand_as(tensor),
+        "stride 0 along the last": lambda: strided(tensor.narrow(last, 0, 1), 0, step).expand_as(tensor),
+    }[layout]()
 
 
-def expanded(tensor, dim):
-    """The first numbers along a dimension for all, with stride 0, and poison behind them."""
-    return strided(tensor.narrow(dim, 0, 1)[None], 0)[0].expand_as(tensor)
+# Of an operation's arguments in order, and again from the start: no two of them lie alike.
+LAYOUTS = [
+    ("step along the first", "step along the last", "reversed"),
+    ("step along the last", "reversed", "step along the first"),
+    ("reversed", "step along the first", "step along the last"),
+    ("stride 0 along the first", "as it is"),
+    ("as it is", "stride 0 along the first"),
+    ("stride 0 along the last", "as it is"),
+    ("as it is", "stride 0 along the last"),
+]
 
 
-ARGUMENTS = [(name, argument) for name, example in EXAMPLES.items() for argument in (*example.table.arguments, "grad")]
-
-
-@pytest.mark.parametrize("name, argument", ARGUMENTS, ids=lambda value: value)
-def test_strides(name, argument, backend, device):
-    """Each argument by itself with stride 0, step 2 and transposed, the gradient of the output too."""
-    example = EXAMPLES[name]
+@pytest.mark.parametrize("layouts", LAYOUTS, ids=", ".join)
+def test_strides(example, layouts, backend, device):
+    """Every argument, and the gradient of the output, with steps, transposed and expanded."""
     arguments = example.make(torch.float64, device, example.tiny)
-    if argument == "grad":
-        if not example.table.gradients:
-            pytest.skip("has no gradients")
-        out = run(example, arguments, backend="torch", wanted=())["out"]
-        tensor, call = gradient_like(out), lambda grad: run(example, arguments, grad=grad, backend=backend)
-    else:
-        tensor, call = arguments[argument], lambda t: run(example, {**arguments, argument: t}, backend=backend)
-    if tensor.ndim == 0:
-        pytest.skip("has no strides")
-    pairs = [(call(tensor.contiguous()), other_layouts(tensor))]
-    for dim in {0, tensor.ndim - 1}:
-        view = expanded(tensor, dim)
-        pairs.append((call(view.clone(memory_format=torch.contiguous_format)), [view]))
-    for expected, views in pairs:
-        for view in views:
-            actual = call(view)
-            assert actual.keys() == expected.keys()
-            for result, value in expected.items():
-                what = f"{result} with strides {view.stride()}"
-                assert_close_to_the_last_digits(actual[result], value, what)
+    tensors = {name: arguments[name] for name in tensors_of(example, arguments) if arguments[name].ndim}
+    if example.table.gradients:
+        tensors["grad"] = gradient_like(run(example, arguments, backend="torch", wanted=())["out"])
+    views = {
+        name: in_layout(tensor, layouts[place % len(layouts)], step=2 + place)
+        for place, (name, tensor) in enumerate(tensors.items())
+    }
+
+    def call(given):
+        grad = given.get("grad")
+        return run(example, arguments | {n: t for n, t in given.items() if n != "grad"}, grad=grad, backend=backend)
+
+    expected, actual = call({name: view.contiguous().clone() for name, view in views.items()}), call(views)
+    assert actual.keys() == expected.keys() and expected["out"].any()
+    for result, value in expected.items():
+        assert_close_to_the_last_digits(actual[result], value, result)
 
 
 @pytest.mark.parametrize("name, change", [(n, c) for n, e in EXAMPLES.items() for c in e.empty], ids=str)
@@ -267,9 +273,9 @@ def test_bad_tensors(name, argument):
         ),
     ]
     if row.dims is not None:
-        cases.append((ValueError, rf"has shape \(.*\), needs \({', '.join(map(str, row.dims[0]))}", tensor[None]))
+        cases.append((ValueError, rf"has shape \(.*\), needs \({', '.join(map(str, row.dims[0]))}", tensor[None, None]))
         if tensor.ndim:
-            cases.append((ValueError, r"has shape \(.*\), needs \(", torch.cat([tensor] * 2)[:, None]))
+            cases.append((ValueError, r"has shape \(.*\), needs \(", torch.cat([tensor] * 2)[:, None, None]))
     if not row.optional:
         cases.append((TypeError, NO_TENSOR.format("NoneType"), None))
     if argument != next(iter(example.table.arguments)):
@@ -277,7 +283,7 @@ def test_bad_tensors(name, argument):
     if not row.gradient and tensor.is_floating_point():
         cases.append((ValueError, "requires grad, but gets no gradient", tensor.clone().requires_grad_()))
     for error, message, value in cases:
-        with pytest.raises(error, match=f"^{name}: {argument} {message}"):
+        with pytest.raises(error, match=f"^{example.table.operation}: {argument} {message}"):
             example.function(**{**arguments, argument: value})
     with pytest.raises(BackendError, match="backend is 'cuda'; choose one of auto, torch, triton, definition"):
         example.function(**arguments, backend="cuda")

@@ -13,6 +13,7 @@ _WARP = [f"multi_depth_warp_{name}" for name in ("forward", "backward_target", "
 # The kernels that each example launches on a GPU, forward and backward, each under the name of its package.
 KERNELS = {
     "multi_depth_warp": _WARP,
+    "multi_depth_warp of hypotheses": _WARP,
     "bev_warp": _WARP,
     "cross_camera_attention": [
         f"cross_camera_attention_{name}" for name in ("forward", "backward_query", "transpose_table", "backward_key")

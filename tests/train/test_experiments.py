@@ -78,7 +78,7 @@ def test_train_resume_and_evaluate_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--config", "completion_v3"], "error: no config 'completion_v3'; did you mean 'completion_v2'?"),
+        (["--config", "completion_v4"], "error: no config 'completion_v4'; did you mean 'completion_v"),
         (["--config", "completion_v2_tiny", "--cfg-options", "run.epoch=1"], "did you mean 'run.epochs'?"),
         (["--config", "completion_v2_tiny", "--data", "/nowhere"], "error: /nowhere is not a folder"),
         (["--config", "completion_v2_tiny", "--resume", "nothing.pt"], "error: nothing.pt does not exist"),

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -232,3 +233,27 @@ def test_every_operation_runs_on_the_cascades_backend(window, monkeypatch, backe
     model.backend = backend
     model(window, drop=["CAM_FRONT"])
     assert set(asked) == {(name, backend) for name in operations}
+
+
+def test_weights_are_float32_or_float64(window):
+    model = cascade().eval()
+    expected = model(window, drop=["CAM_FRONT"])
+    wide = model.double()(replace(window, images=window.images.double()), drop=["CAM_FRONT"])
+    for narrow, result in zip(expected.features, wide.features):
+        torch.testing.assert_close(narrow.double(), result, rtol=1e-3, atol=1e-4)
+    for narrowed in ("half", "bfloat16"):
+        with pytest.raises(TypeError, match="CompletionCascade keeps its weights in float32 .*autocast"):
+            getattr(torch.nn.Sequential(model), narrowed)()
+
+
+def test_a_window_is_of_one_batch_and_in_order(window):
+    ahead = window.trajectory
+    for wrong, message in (
+        ((window.images[:, :2], window.frames), "3 frames for images of 2 moments"),
+        ((window.images, window.frames[::-1]), r"frames\[1\] is earlier than frames\[0\]"),
+        ((window.images[:, :, :4], window.frames), r"frames\[0\] has \(batch, cameras\) = \(1, 6\), needs \(1, 4\)"),
+        ((window.images, window.frames, ahead.repeat(2, 1, 1)), r"trajectory has shape \(2, 6, 2\), needs \(1, F, 2\)"),
+        ((window.images[0], window.frames), r"images has shape .* needs \(B, T, V, 3, H, W\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RigWindow(*wrong)

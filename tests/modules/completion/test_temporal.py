@@ -133,7 +133,8 @@ def test_samples_of_a_batch_do_not_see_one_another(frames):
     missing = missing_cameras((0, FRONT), (1, BACK))
     together = run(module, frames, [history], features, missing)
     alone = [RigFrame(f.image_T_ego[1:], f.world_T_ego[1:], f.timestamp[1:], f.scene[1:]) for f in frames]
-    torch.testing.assert_close(run(module, alone, [history[1:]], features[1:], missing[1:]), together[1:])
+    completed = run(module, alone, [history[1:]], features[1:], missing[1:])
+    torch.testing.assert_close(completed, together[1:], atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_reach_every_parameter_and_stop_at_the_history(frames):

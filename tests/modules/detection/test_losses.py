@@ -271,3 +271,12 @@ def test_refusals():
         match(torch.zeros(5, CLASSES), torch.zeros(5, 9), boxes[0], labels[0])
     with pytest.raises(TypeError, match=r"match: labels\[0\] is float32, needs int64"):
         match(torch.zeros(5, CLASSES), torch.zeros(5, 10), boxes[0], labels[0].float())
+
+
+def test_predictions_that_are_all_lost_have_no_small_loss():
+    boxes, labels = truth(3, 2)
+    logits, code = torch.zeros(1, 2, 6, CLASSES), torch.full((1, 2, 6, 10), torch.nan)
+    losses = detection_losses(Predictions(logits, code), boxes, labels)
+    assert losses["box"].isnan() and losses["cls"].isfinite()
+    code[0, 0, 0] = 0.0
+    assert detection_losses(Predictions(logits, code), boxes, labels)["box"].isfinite()

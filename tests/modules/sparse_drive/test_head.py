@@ -256,14 +256,16 @@ def test_the_state_can_be_stored(head, tmp_path):
 
 @torch.no_grad()
 def test_the_network_pads_and_streams():
-    network = tiny().build().eval()
+    config = tiny()
+    config.backbone.strides = (8, 16, 32)
+    network = config.build().eval()
     images = torch.randn(1, 6, 3, 60, 100)
     levels, size = network.extract(images)
     assert size == (64, 128) and [tuple(level.shape[2:]) for level in levels] == [(64, 8, 16), (64, 4, 8), (64, 2, 4)]
     output, state, seen = network(images, frame([0.0]), complete=lambda levels: [2 * level for level in levels])
     torch.testing.assert_close(seen[0], 2 * levels[0])
     output, _, _ = network(images, frame([0.5]), state)
-    assert output.detection.anchors.shape == (3, 1, 120, 11) and output.motion.plan_steps.shape == (1, 3, 6, 6, 2)
+    assert output.detection.anchors.shape == (2, 1, 120, 11) and output.motion.plan_steps.shape == (1, 3, 6, 6, 2)
     depths = network.depth(levels, torch.full((1, 6), 100.0))
     assert [tuple(depth.shape) for depth in depths] == [(1, 6, 8, 16), (1, 6, 4, 8)]
     truth = [depth + torch.tensor([3.0]) for depth in depths]

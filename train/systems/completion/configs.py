@@ -78,6 +78,25 @@ def completion_v2_far() -> CompletionExperiment:
     return experiment
 
 
+def completion_v3() -> CompletionExperiment:
+    """V3: geometry first, at every scale. Stage 1 fills what has no history too, and stages 2 and 3 are left out."""
+    experiment = completion_v2()
+    temporal = experiment.model.temporal
+    temporal.geometry, temporal.depths = True, (3.5, 6.0, 10.0, 17.0, 35.0, 200.0)
+    experiment.model.vae.enable = experiment.model.planning.enable = False
+    experiment.losses = dict(ssl=1.0)
+    experiment.optim.multipliers = {}
+    return experiment
+
+
+def completion_v3_int8() -> CompletionExperiment:
+    """Keeps its history at the resolution of keys, in whole numbers."""
+    experiment = completion_v3()
+    temporal = experiment.model.temporal
+    temporal.history_pool, temporal.history_dtype = temporal.kv_downsample, "int8"
+    return experiment
+
+
 def _upstream(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
     """Takes the size of SparseDrive's released model: 256×704, strides 4 to 32."""
     experiment = make()
@@ -97,7 +116,10 @@ def _tiny(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
     model.channels, model.backbone.resnet, model.backbone.strides = 64, "tiny", (8, 16)
     model.temporal.stride, model.temporal.kv_downsample = 16, max(1, model.temporal.kv_downsample // 4)
     model.temporal.heads = model.planning.heads = 4
-    model.temporal.depths = (10.0, 30.0, 200.0)  # at this size most of what is seen is too far to move
+    if not model.temporal.geometry:
+        model.temporal.depths = (10.0, 30.0, 200.0)  # at this size most of what is seen is too far to move
+    model.temporal.grid = (12, 20)
+    model.temporal.history_pool = min(model.temporal.history_pool, model.temporal.kv_downsample)
     model.dropout.p_missing, model.dropout.ramp_steps = 1.0, 0
     model.temporal.queue_length = data.history
     model.planning.kv_downsample, model.planning.sigma, model.vae.latent = 2, 16.0, 16
@@ -117,6 +139,8 @@ _FULL = (
     completion_v2_kv8,
     completion_v2_queue1,
     completion_v2_far,
+    completion_v3,
+    completion_v3_int8,
 )
 EXPERIMENTS: dict[str, Callable[[], CompletionExperiment]] = {make.__name__: make for make in _FULL}
 EXPERIMENTS |= {f"{make.__name__}_256x704": partial(_upstream, make) for make in (completion_v1, completion_v2)}

@@ -192,11 +192,11 @@ def _completed(model, seen, missing, scenario, original):
     """What the cascade makes of it."""
     if model.temporal is None:
         return model.complete(original, missing, seen.frames[-1])[0]
-    history, scale = model.temporal.new_history(), model.temporal_scale
+    history = model.temporal.new_history()
     steps, usable = _steps(scenario, seen)
     for step, (moment, frame) in enumerate(zip(seen.moments[:steps], seen.frames)):
         gone = missing if step >= usable else torch.zeros_like(missing)
-        history.push(moment[scale], gone, frame)
+        history.push(model.for_temporal(moment), gone, frame)
     return model.complete(original, missing, seen.frames[-1], history)[0]
 
 

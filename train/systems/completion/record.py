@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ....modules.completion.cascade import CompletionCascade
-from ...claims import ACCURACY, FAILS, HOLDS, RUN_MEMORY, RUN_SPEED
+from ...claims import ACCURACY, FAILS, HOLDS, RUN_MEMORY, RUN_SPEED, UNSURE
 from ...record import RecordOptions, Run, by_config, markdown, spread
 from . import pictures
 from .baselines import random_features
@@ -23,6 +23,9 @@ FIGURES = dict(
     corridor_relative_l2="Relative L2 error in the ego's corridor",
     cosine="Cosine similarity",
 )
+
+
+EXPLAINED = 1.3  # V3 is to explain so many times the variance that V2 explains
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,14 @@ class CompletionRun(Run):
         return statistics.mean(getattr(score, name) for score in found) if found else math.nan
 
     @property
+    def scenarios(self) -> list[str]:
+        """Every scenario's name."""
+        return list(dict.fromkeys(score.scenario for score in self.scores))
+
+    @property
     def cameras(self) -> list[str]:
         """The scenarios in which one camera is missing, and is missing only now."""
-        names = dict.fromkeys(score.scenario for score in self.scores)
-        return [name for name in names if name.isupper() and "+" not in name]
+        return [name for name in self.scenarios if name.isupper() and "+" not in name]
 
     @property
     def strides(self) -> list[int]:
@@ -70,6 +77,8 @@ def sections(runs: Sequence[Run], folder: Path, options: RecordOptions) -> list[
         "## Completion of missing cameras: verdicts\n",
         *(f"**{run.folder.name}: {line}**\n" for run in scored for line in run.remarks),
         markdown(verdicts(groups)),
+        "Variance explained about the constant by camera, mean over the scales:\n",
+        markdown(explained_table(groups)),
         f"Evaluated on {device}, torch {torch.__version__}, validation windows of {windows}.\n",
         *(
             f"## {title}, stride {stride}\n\n{markdown(scores_table(groups, name, stride))}"
@@ -136,14 +145,29 @@ def scores_table(groups: dict[str, list[CompletionRun]], name: str, stride: int)
     everyone = [run for runs in groups.values() for run in runs]
     columns = [(method, everyone) for method in BASELINES] + [("completed", runs) for runs in groups.values()]
     rows = [["scenario", *BASELINES, *groups]]
-    for scenario in dict.fromkeys(score.scenario for score in everyone[0].scores):
+    for scenario in everyone[0].scenarios:
         cells = [spread([run.figure(scenario, method, name, stride) for run in runs]) for method, runs in columns]
         rows.append([scenario, *cells])
     return rows
 
 
+def explained_table(groups: dict[str, list[CompletionRun]]) -> list[list[str]]:
+    """Method × camera, and the mean over the cameras, with the spread over seeds."""
+    everyone = [run for runs in groups.values() for run in runs]
+    cameras = everyone[0].cameras
+    rows = [["", *(name.removeprefix("CAM_") for name in cameras), "mean"]]
+    methods = [(method, method, everyone) for method in BASELINES] + [
+        (n, "completed", runs) for n, runs in groups.items()
+    ]
+    for name, method, runs in methods:
+        figures = [[run.figure(camera, method, "explained") for run in runs] for camera in cameras]
+        means = [statistics.mean(column) for column in zip(*figures)]
+        rows.append([name, *(spread(each, "{:+.3f}") for each in [*figures, means])])
+    return rows
+
+
 def verdicts(groups: dict[str, list[CompletionRun]]) -> list[list[str]]:
-    """Each claim about V2 against V1, where exactly one experiment of each was run."""
+    """Each claim about V2 against V1 and about V3 against V2, where exactly one experiment of each was run."""
     pairs = [(name, name.replace("v2", "v1")) for name in groups if "v2" in name and name.replace("v2", "v1") in groups]
     rows = [["claim", "figure", "verdict"]]
     for v2, v1 in pairs:
@@ -155,7 +179,51 @@ def verdicts(groups: dict[str, list[CompletionRun]]) -> list[list[str]]:
         rows.append([f"{v2}: {RUN_SPEED.text}, a whole run", f"× {speed:.2f}", RUN_SPEED.verdict(speed)])
         rows.append([f"{v2}: {RUN_MEMORY.text}, a whole run", f"× {memory:.2f}", RUN_MEMORY.verdict(memory)])
         rows.append([f"{v2}: completion as good as V1's", *_as_good(groups[v1], groups[v2])])
+    for v3, runs in groups.items():
+        if "v3" in v3:
+            v2 = groups.get(v3.replace("v3", "v2"))
+            if v2 is not None:
+                rows.append([f"{v3}: explains at least {EXPLAINED:g} times what V2 explains", *_explains(v2, runs)])
+            for words, chosen in _cases(runs[0]).items():
+                rows.append([f"{v3}: better than the constant, {words}", *_beats_the_constant(runs, chosen)])
     return rows
+
+
+def _explains(v2: Sequence[CompletionRun], v3: Sequence[CompletionRun]) -> tuple[str, str]:
+    """The mean variance explained over the single cameras and scales, three seeds or no verdict."""
+    explained = [
+        [statistics.mean(r.figure(c, "completed", "explained") for c in r.cameras) for r in runs] for runs in (v2, v3)
+    ]
+    before, after = (statistics.mean(values) for values in explained)
+    ratio = f", × {after / before:.2f}" if before > 0 else ""
+    text = f"{spread(explained[1], '{:+.3f}')} against {spread(explained[0], '{:+.3f}')}{ratio}"
+    if min(map(len, explained)) < 3:
+        return text, UNSURE
+    return text, HOLDS if after > 0 and after >= EXPLAINED * before else FAILS
+
+
+def _cases(run: CompletionRun) -> dict[str, list[str]]:
+    """In words → scenarios."""
+    return {
+        "every camera and pair, every scale": [name for name in run.scenarios if name.isupper()],
+        "every camera lost for longer than the history, every scale": [
+            n for n in run.scenarios if "from the start" in n
+        ],
+    }
+
+
+def _beats_the_constant(runs: Sequence[CompletionRun], chosen: Sequence[str]) -> tuple[str, str]:
+    """The worst scenario and scale, by the mean over the seeds."""
+    figures = {
+        (name, stride): statistics.mean(run.figure(name, "completed", "explained", stride) for run in runs)
+        for name in chosen
+        for stride in runs[0].strides
+    }
+    if not figures:
+        return "—", UNSURE
+    worst = min(figures, key=figures.get)
+    text = f"worst: {worst[0]}, stride {worst[1]}, explains {figures[worst]:+.3f}"
+    return text, HOLDS if figures[worst] > 0 else FAILS
 
 
 def _as_good(v1: Sequence[CompletionRun], v2: Sequence[CompletionRun]) -> tuple[str, str]:

@@ -56,7 +56,7 @@ def _tiny(make: Callable[[], DriveExperiment]) -> DriveExperiment:
     optim.lr, optim.base_batch, optim.multipliers = 2e-3, 0, {"backbone.body": 1.0}
     experiment.schedule.warmup_steps = 20
     experiment.loader.batch_size, experiment.loader.workers = 2, 0
-    run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 12, 12, 10, "float32"
+    run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 24, 8, 20, "float32"
     return experiment
 
 

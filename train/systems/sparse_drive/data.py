@@ -153,7 +153,7 @@ class DrivingSamples(DriveSamples):
         return DriveBatch(
             images=torch.stack(images)[None], frames=frames, status=torch.stack(status)[None].nan_to_num(),
             truth=self.targets(now, driving, status[-1]), depth=depth, tokens=[now.token], starts=[index == 0],
-            others=others, velocity=torch.from_numpy(driving.velocity.copy())[None],
+            others=others, velocity=torch.tensor(driving.velocity)[None],
         )  # fmt: skip
 
     def targets(self, moment: Moment, driving: DrivingTruth, status: torch.Tensor) -> DriveTruth:
@@ -172,8 +172,8 @@ class DrivingSamples(DriveSamples):
         known = torch.from_numpy(driving.agent_mask[places].cumprod(axis=1).astype(bool))
         paths = torch.from_numpy(driving.agent_paths[places]).float()
         futures = paths.diff(dim=1, prepend=boxes[:, None, :2]) * known[..., None]
-        ego_known = torch.from_numpy(driving.ego_mask.copy())
-        way = torch.from_numpy(driving.ego_path.copy()).float()
+        ego_known = torch.tensor(driving.ego_mask)
+        way = torch.tensor(driving.ego_path).float()
         way = way.diff(dim=0, prepend=torch.zeros(1, 2)) * ego_known[:, None]
         lines, line_labels = self._lines(driving)
         return DriveTruth(
@@ -226,7 +226,7 @@ def ego_status(moment: Moment, velocity: np.ndarray) -> torch.Tensor:
     if state is not None:
         status[:9] = torch.cat([state.acceleration, state.rotation_rate, state.velocity]).float()
     elif np.isfinite(velocity).all():
-        status[6:8] = torch.from_numpy(velocity).float()
+        status[6:8] = torch.tensor(velocity)
     return status
 
 

@@ -107,7 +107,7 @@ def test_a_fault_takes_the_last_moments_and_no_others():
 class Spy(nn.Module):
     """Stage 1 that keeps what it was given."""
 
-    stride = STRIDE
+    stride, every_scale = STRIDE, False
 
     def __init__(self):
         super().__init__()

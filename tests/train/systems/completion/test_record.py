@@ -40,6 +40,26 @@ def test_verdicts_follow_from_the_figures():
     assert verdicts(v2_error=0.51) == ["holds", "holds", "does not hold"]
 
 
+def test_verdicts_on_v3():
+    def rows(explained, seeds=3, worst=None):
+        v2 = [run_of("completion_v2_tiny", seed, 0.7, 1.0, 1.0) for seed in range(3)]
+        v3 = [run_of("completion_v3_tiny", seed, 1 - explained, 1.0, 1.0) for seed in range(seeds)]
+        for run in v3 if worst is not None else []:
+            run.scores.append(Score("CAM_FRONT, lost from the start", "completed", 8, 1.0, worst, 0, 1, worst, 0))
+        return [row[1:] for row in record.verdicts(by_config([*v2, *v3]))[1:]]
+
+    assert rows(0.45)[0] == ["+0.450 ± 0.000 against +0.300 ± 0.000, × 1.50", "holds"]
+    assert rows(0.35)[0][1] == "does not hold" and rows(0.45, seeds=2)[0][1] == "cannot tell"
+    assert rows(0.45)[1][1] == "holds" and rows(-0.1)[1][1] == "does not hold"
+    assert rows(0.45)[2] == ["—", "cannot tell"]
+    assert rows(0.45, worst=-0.2)[2] == [
+        "worst: CAM_FRONT, lost from the start, stride 8, explains -0.200",
+        "does not hold",
+    ]
+    table = record.explained_table(by_config([run_of("completion_v3_tiny", 0, 0.6, 1.0, 1.0)]))
+    assert table[0][1] == "FRONT" and table[-1] == ["completion_v3_tiny", *["+0.400"] * 7]
+
+
 def test_tables_give_spreads_over_seeds():
     runs = [run_of("completion_v1_tiny", seed, 0.4 + 0.1 * seed, 2.0, 1000.0) for seed in range(3)]
     table = record.scores_table(by_config(runs), "relative_l2", 8)

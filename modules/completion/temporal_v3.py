@@ -1,0 +1,283 @@
+"""Stage 1, version 3: geometry first. Every source goes straight into the missing camera's view, at every scale."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...kernels import gated_fusion
+from ...kernels.runtime.nvtx import annotate
+from ..attention import CameraAttention
+from ..history import PyramidHistory, pooled
+from ..maps import replace_maps
+from ..rig import NUSCENES_CAMERAS, RigFrame
+from ..topology import Topology
+from .many_sources import warp_many
+from .sources import FAR_GROUND, Hypotheses, Sources, hypothesize, list_sources
+from .stage import TemporalConfig, TemporalStage
+
+KINDS = 3  # of sources, see `Sources.kind`
+MOMENTUM = 0.02  # of the means of what each camera usually sees
+
+
+class MotionCompensatedTemporalCompletionV3(TemporalStage):
+    """Completes the features of missing cameras, at every scale, by what is known of the geometry (V3).
+
+    Its sources are the newest moments of every listed camera and the present of those that are not missing. Each is
+    brought straight into the missing camera's view at several depths and on the ground, in one call of
+    `multi_depth_warp`. How much each counts is said by the *target* cell: by where its ray meets the ground, by which
+    camera and where it is, by the source's age and kind, and by whether the source sees the place at all. One more
+    hypothesis is that there is nothing unusual. What a camera usually shows in a cell, its running mean, stays where it
+    is, and what moves is the difference from it: so a constant is expressible, doubt leads to it, and features that say
+    where in the image they are do not go astray. Attention over the sources, a decoder and a gate refine the scale
+    `config.stride`; the others take its weights and, through one linear layer, what it refined.
+
+    Missing cameras are completed whether there is a history or not. The rest is as in V1.
+
+    Args:
+        channels: C of the feature maps.
+        strides: of the scales, `config.stride` among them.
+        config: see `TemporalConfig`; None = its defaults. The depths are those of the planes besides the ground.
+        cameras: names of the V cameras in the order of the feature maps.
+        topology: which cameras a missing one may look at, for other rigs than those that `config.topology` can name.
+        backend: of the operations, see `rigfuse.kernels`; may be set later too.
+    """
+
+    every_scale = True
+
+    def __init__(
+        self,
+        channels: int,
+        strides: tuple[int, ...],
+        config: TemporalConfig | None = None,
+        *,
+        cameras: tuple[str, ...] = NUSCENES_CAMERAS,
+        topology: Topology | None = None,
+        backend: str | None = None,
+    ):
+        config = config or TemporalConfig()
+        super().__init__(channels, config, cameras=cameras, topology=topology, strides=strides)
+        if self.stride not in self.strides:
+            raise ValueError(f"stride is {self.stride}, needs one of the scales' {self.strides}")
+        self.kv_downsample, self.moments = config.kv_downsample, config.moments
+        self.coarse = self.strides.index(self.stride)
+        self.register_buffer("depths", torch.tensor(config.depths, dtype=torch.float32), persistent=False)
+
+        self.attention = CameraAttention(channels, len(self.cameras), heads=config.heads)
+        self.hypotheses = len(config.depths) + 2  # of a source
+        self.steer = nn.Sequential(  # of a cell: a score of each hypothesis, of each kind of source, of the usual
+            nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, self.hypotheses + KINDS + 1)
+        )
+        self.age_score = nn.Parameter(torch.tensor(-1.0))  # for each second
+        scales = range(len(self.strides))
+        # What each camera usually sees, (scales · V, C, *grid): four axes, so that it can be channels_last.
+        self.register_buffer("usual", torch.zeros(len(self.strides) * len(self.cameras), channels, *config.grid))
+        self.register_buffer("counted", torch.zeros((), dtype=torch.int64))  # batches that the means are of
+        self.decoder = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+            nn.GroupNorm(1, channels),
+            nn.Conv2d(channels, 2 * channels, 1),
+            nn.GELU(),
+            nn.Conv2d(2 * channels, channels, 1),
+        )
+        others = [index for index in scales if index != self.coarse]
+        self.lift = nn.ModuleDict({str(index): nn.Conv2d(2 * channels, channels, 1) for index in others})
+        self.gate = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(2 * channels, channels // 4, 1), nn.GELU(), nn.Conv2d(channels // 4, 1, 1))
+            for _ in scales
+        )
+        # Training starts from the geometry alone, with the own past before the others', and an open gate.
+        for layer in (self.steer[-1], self.attention.out, self.decoder[-1], *self.lift.values()):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.steer[-1].bias[-KINDS - 1 :] = torch.tensor([0.0, -1.0, 0.0, -2.0])
+        for gate in self.gate:
+            nn.init.constant_(gate[-1].bias, 4.0)
+        self.backend = backend
+
+    def complete(
+        self, features: list[torch.Tensor], missing: torch.Tensor, frame: RigFrame, history: PyramidHistory
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Completes the missing cameras from a history, which forgets what cannot be the past of `frame`.
+
+        Args:
+            features: for each of `strides` (B, V, C, H, W); get gradients, through the present cameras too.
+            missing: (B, V) bool.
+            frame: the rig at this moment.
+            history: earlier moments at every scale.
+
+        Returns:
+            the features, and which cameras were completed, (B, V) bool: all that are missing.
+        """
+        if not self.enable:
+            return features, torch.zeros_like(missing)
+        for x in features:
+            self._validate(x, missing, frame)
+        with annotate("temporal_completion"):
+            if self.training:
+                self._learn_usual(features, missing)
+            history.prepare(frame, features)
+            sources = list_sources(missing.cpu(), frame, history.frames, self._table, self.moments)
+            if len(sources.sample):
+                features = self._complete(features, sources, history)
+        return features, missing
+
+    @torch.no_grad()
+    def _learn_usual(self, features, missing):
+        """Updates the running means by the cameras that are present, as batch norm does its own."""
+        present = (~missing).to(features[0].dtype).to(features[0].device)[:, :, None, None, None]
+        count = present.sum(0)
+        self.counted += 1
+        step = torch.where(count[:, 0] > 0, (1.0 / self.counted).clamp(min=MOMENTUM), 0.0)[:, None]
+        for mean, x in zip(self.usual.unflatten(0, (len(features), -1)), features):
+            now = F.adaptive_avg_pool2d((x * present).sum(0) / count.clamp(min=1), mean.shape[-2:])
+            mean.lerp_(now.to(mean.dtype), step)
+
+    def _usual(self, scale, size):
+        """What each camera usually shows, (V, C, H, W)."""
+        return F.adaptive_avg_pool2d(self.usual.unflatten(0, (len(self.strides), -1))[scale], size)
+
+    def _complete(self, features, sources, history):
+        device, completed = features[0].device, list(features)
+        index = sources.sample.to(device), sources.camera.to(device)
+        camera, refined = index[1], None
+        score = self._scores(camera, features[self.coarse].shape[-2:])
+        for scale in sorted(range(len(self.strides)), key=lambda scale: scale != self.coarse):
+            maps = self._unusual(scale, features[scale], history.queues[scale].frames, sources.maps)
+            look = _Look(maps, self.strides[scale] * history.pool, sources)
+            x = features[scale]
+            with annotate("temporal_completion.warp"):
+                base = self._usual(scale, x.shape[-2:])[camera] + self._base(x, scale, camera, score, look)
+            if scale == self.coarse:
+                completion = self._refine(x[index], base, camera, score, look)
+                refined = completion - base
+            else:
+                detail = F.interpolate(refined, size=base.shape[-2:], mode="bilinear", align_corners=False)
+                completion = base + self.lift[str(scale)](torch.cat([base, detail], dim=1))
+            fuse = lambda original, scale=scale, completion=completion: self._fuse(original, completion, scale)  # noqa: E731
+            completed[scale] = replace_maps(x, index, fuse)
+        return completed
+
+    def _scores(self, camera, size):
+        """What the target cells say of the hypotheses, (N, J + KINDS + 1, H, W), by camera and place."""
+        now = torch.zeros(len(camera), device=camera.device)
+        return self.steer(self.attention.encoding(camera, now, size)).mT.unflatten(-1, size).float()
+
+    def _unusual(self, scale, features, past, maps):
+        """What is unusual in the sources of a scale, (S, C, h, w); the past has no gradient."""
+        batch, views = features.shape[:2]
+        moment, place = maps // (batch * views), maps % (batch * views)
+        found = [pooled(features, self._history_pool).flatten(0, 1)[place[moment == 0].to(features.device)]]
+        found += [
+            then.maps(place[moment == t]).to(features.dtype) for t, then in enumerate(past, 1) if (moment == t).any()
+        ]
+        joined = torch.cat(found)
+        if len(joined) == 0:  # nobody sees anything
+            return features.new_zeros(1, features.shape[2], 1, 1)
+        return joined - self._usual(scale, joined.shape[-2:])[(maps % views).to(joined.device)].to(joined.dtype)
+
+    def _base(self, features, scale, camera, score, look):
+        """What the sources say of what is unusual in the missing maps, (N, C, H, W)."""
+        size, stride, count = features.shape[-2:], self.strides[scale], self.hypotheses
+        found = look.at(self.depths, size, stride)
+        score = _resized(score, size)
+        depth = self._depth_score(score[:, :count], found)[:, None]  # (N, 1, J, H, W)
+        kind, age = (x.to(features.device) for x in (look.sources.kind, look.sources.age.float()))
+        of_kind = score[:, count : count + KINDS].gather(
+            1, kind[:, :, None, None].expand(-1, -1, *size)
+        )  # (N, K, H, W)
+        source = (of_kind + self.age_score * age[:, :, None, None])[:, :, None]
+        logits = (depth + source).masked_fill(~found.seen, -torch.inf).flatten(1, 2)  # (N, K·J, H, W)
+        share = torch.cat([logits, score[:, -1:]], dim=1).softmax(dim=1)
+        warped, _ = self._warp(look, found, share[:, :-1], look.sources.index, size)
+        return warped
+
+    def _depth_score(self, learnt, found: Hypotheses):
+        """The score of each hypothesis, (N, J, H, W): the ground where it is near, and planes of about the ground's
+        depth, nothing being behind it; plus what was learnt."""
+        near = found.ground.clamp(max=FAR_GROUND)[:, None]
+        away = (self.depths[:, None, None].log() - near.log()) / 0.7  # (N, J − 1, H, W)
+        planes = -torch.where(away > 0, 4 * away.square(), away.square())
+        ground = torch.where(found.ground[:, None] < FAR_GROUND, 2.0, 0.0)
+        return torch.cat([planes, ground, torch.full_like(ground, -1.0)], dim=1) + learnt
+
+    def _refine(self, original, base, camera, score, look):
+        """Attention from the base to every source as it would look from here, and the decoder."""
+        with annotate("temporal_completion.attend"):
+            keys = self._keys(base.shape[-2:], score, look)
+            attended = base + self.attention(
+                original + base, camera, keys.maps, keys.camera, keys.table, key_age=keys.age, key_mask=keys.covered
+            )
+        return attended + self.decoder(attended)
+
+    def _keys(self, size, score, look):
+        """Each source in the missing view, at the resolution of keys."""
+        side, device, sources = self.kv_downsample, score.device, look.sources
+        size = tuple(-(-n // side) for n in size)
+        look = look.pooled(max(side // look.coarser_than(self.stride), 1))
+        found = look.at(self.depths, size, self.stride * side)
+        query, slot = (sources.index >= 0).nonzero().unbind(1)
+        row = query.to(device), slot.to(device)
+        depth = self._depth_score(_resized(score, size)[:, : self.hypotheses], found)[row[0]]
+        weights = depth.masked_fill(~found.seen[row], -1e4).softmax(dim=1) * found.seen[row]
+        one = Hypotheses(found.projection[row][:, None], found.depths, found.seen[row][:, None], found.ground[row[0]])
+        maps, coverage = self._warp(look, one, weights, sources.index[query, slot][:, None], size)
+        table = torch.full_like(sources.index, -1)
+        table[query, slot] = torch.arange(len(query))
+        of, age = (x[query, slot].to(device) for x in (sources.of, sources.age.float()))
+        return _Keys(maps, of, age, (coverage > 0.05).flatten(1), table.to(device))
+
+    def _warp(self, look, found, weights, index, size):
+        """One call for targets whose hypotheses (N, K, J) have sources `index` (N, K); weights (N, K·J, H, W)."""
+        count = len(found.depths)
+        return warp_many(
+            look.maps,
+            found.projection.flatten(1, 2),
+            found.depths.repeat(found.projection.shape[1]),
+            weights=weights,
+            source_index=index.repeat_interleave(count, dim=1).to(look.maps.device),
+            output_size=size,
+            backend=self.backend,
+        )
+
+    def _fuse(self, original, completion, scale):
+        with annotate("temporal_completion.fuse"):
+            gate_logits = self.gate[scale](torch.cat([original, completion], dim=1))
+            return gated_fusion(original, completion.to(original.dtype), gate_logits, backend=self.backend)
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """The source maps of a scale, and how many image pixels a cell of theirs has."""
+
+    maps: torch.Tensor  # (S, C, h, w)
+    stride: int
+    sources: Sources
+
+    def at(self, depths, size, stride) -> Hypotheses:
+        return hypothesize(self.sources, depths, size, stride, tuple(self.maps.shape[-2:]), self.stride)
+
+    def coarser_than(self, stride) -> int:
+        return self.stride // stride
+
+    def pooled(self, side) -> "_Look":
+        return _Look(pooled(self.maps, side), self.stride * side, self.sources)
+
+
+@dataclass(frozen=True, eq=False)
+class _Keys:
+    """What the missing cameras attend to: S maps."""
+
+    maps: torch.Tensor  # (S, C, h, w)
+    camera: torch.Tensor  # (S,) int
+    age: torch.Tensor  # (S,) seconds
+    covered: torch.Tensor  # (S, h·w) bool
+    table: torch.Tensor  # (N, K) into the maps, −1 = none
+
+
+def _resized(score, size):
+    if score.shape[-2:] == tuple(size):
+        return score
+    return F.interpolate(score, size=size, mode="bilinear", align_corners=False)
