@@ -36,6 +36,9 @@ def tile(kernel: str, architecture: str, itemsize: int, dim: int, length_q: int,
     elif architecture.startswith("gfx"):
         by_dim |= _LARGEST_GFX.get(kernel, {}).get(itemsize, {})
     block_m, block_n, num_warps = by_dim[min(largest for largest in by_dim if dim <= largest)]
+    if dim % 16 and not architecture.startswith("gfx"):  # heads begin anywhere: scalar loads, a pointer each
+        largest = 32 if architecture.startswith("sm_8") else 64
+        block_m, block_n, num_warps = min(block_m, largest), min(block_n, largest), 8
     # 16 rows are what one warp multiplies; from Hopper on only 64, those of a warp group, use the tensor cores fully.
     rows = 64 if architecture.startswith("sm_") else 16
     overhead_q, overhead_k = (16, rows) if kernel == "backward_key" else (rows, 16)

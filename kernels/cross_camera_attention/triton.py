@@ -236,8 +236,14 @@ def _sizes(query, key):
     return launch.architecture(query.device), query.dtype.itemsize, query.shape[3], query.shape[1], key.shape[1]
 
 
+def _mask_for(query, key_mask):
+    """The mask as triton can load it: what is narrower than 8 bytes before a product in float64 fails to compile."""
+    return key_mask.long() if key_mask is not None and query.dtype == torch.float64 else key_mask
+
+
 def launch_forward(query, key, value, block_table, key_mask, scale):
     query, key, value = _dense(query), _dense(key), _dense(value)
+    key_mask = _mask_for(query, key_mask)
     queries, length_q, heads, _ = query.shape
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = torch.empty((queries, heads, length_q), dtype=accumulator_dtype(query.dtype), device=query.device)
@@ -254,6 +260,7 @@ def launch_forward(query, key, value, block_table, key_mask, scale):
 
 def launch_backward(grad, query, key, value, block_table, key_mask, out, lse, scale, needs_grad):
     grad, query, key, value = _dense(grad), _dense(query), _dense(key), _dense(value)
+    key_mask = _mask_for(query, key_mask)
     dquery, dkey, dvalue = gradients = [
         torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed else None
         for tensor, needed in zip((query, key, value), needs_grad)

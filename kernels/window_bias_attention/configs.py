@@ -3,7 +3,8 @@
 
 def forward(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
     if itemsize < 4:
-        return dict(BLOCK_M=64, BLOCK_N=64, num_warps=_warps(architecture, itemsize, dim), num_stages=2)
+        block_n = 32 if dim % 16 else 64
+        return dict(BLOCK_M=64, BLOCK_N=block_n, num_warps=_warps(architecture, itemsize, dim), num_stages=2)
     return _wide(architecture, itemsize, dim)
 
 
@@ -14,7 +15,7 @@ def backward_query(architecture: str, itemsize: int, dim: int) -> dict[str, int]
 
 
 def backward_key(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
-    block_n = 64 if itemsize < 4 else 32
+    block_n = 64 if itemsize < 4 and not (dim % 16 and architecture.startswith("sm_8")) else 32
     return dict(BLOCK_M=32, BLOCK_N=block_n, num_warps=_warps(architecture, itemsize, dim), num_stages=2)
 
 
@@ -28,8 +29,9 @@ def _wide(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
 
 
 def _warps(architecture: str, itemsize: int, dim: int) -> int:
-    """Wide rows want the registers of more threads; AMD's threads have twice as many in groups of four warps."""
-    return 4 if architecture.startswith("gfx") or _row_bytes(itemsize, dim) < 256 else 8
+    """Wide rows want the registers of more threads, and so do heads that begin anywhere, whose loads are scalar; AMD's
+    threads have twice as many in groups of four warps."""
+    return 4 if architecture.startswith("gfx") or (_row_bytes(itemsize, dim) < 256 and dim % 16 == 0) else 8
 
 
 def _row_bytes(itemsize: int, dim: int) -> int:

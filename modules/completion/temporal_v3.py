@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...kernels import gated_fusion
+from ...kernels import gated_fusion, multi_depth_warp
 from ...kernels.runtime.nvtx import annotate
 from ..attention import CameraAttention
 from ..history import PyramidHistory, pooled
 from ..maps import replace_maps
 from ..rig import NUSCENES_CAMERAS, RigFrame
 from ..topology import Topology
-from .many_sources import warp_many
 from .sources import FAR_GROUND, Hypotheses, Sources, hypothesize, list_sources
 from .stage import TemporalConfig, TemporalStage
 
@@ -92,7 +91,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
-            self.steer[-1].bias[-KINDS - 1 :] = torch.tensor([0.0, -1.0, 0.0, -2.0])
+            self.steer[-1].bias[-KINDS - 1 :] = torch.tensor([0.0, -2.0, -1.0, -1.0])
         for gate in self.gate:
             nn.init.constant_(gate[-1].bias, 4.0)
         self.backend = backend
@@ -195,13 +194,12 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         return warped
 
     def _depth_score(self, learnt, found: Hypotheses):
-        """The score of each hypothesis, (N, J, H, W): the ground where it is near, and planes of about the ground's
-        depth, nothing being behind it; plus what was learnt."""
+        """The score of each hypothesis, (N, J, H, W): planes of about the ground's depth first, nothing being behind
+        it, but not by much; plus what was learnt."""
         near = found.ground.clamp(max=FAR_GROUND)[:, None]
         away = (self.depths[:, None, None].log() - near.log()) / 0.7  # (N, J − 1, H, W)
-        planes = -torch.where(away > 0, 4 * away.square(), away.square())
-        ground = torch.where(found.ground[:, None] < FAR_GROUND, 2.0, 0.0)
-        return torch.cat([planes, ground, torch.full_like(ground, -1.0)], dim=1) + learnt
+        planes = -0.1 * torch.where(away > 0, 4 * away.square(), away.square())
+        return F.pad(planes, (0, 0, 0, 0, 0, 2)) + learnt
 
     def _refine(self, original, base, camera, score, look):
         """Attention from the base to every source as it would look from here, and the decoder."""
@@ -232,7 +230,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
     def _warp(self, look, found, weights, index, size):
         """One call for targets whose hypotheses (N, K, J) have sources `index` (N, K); weights (N, K·J, H, W)."""
         count = len(found.depths)
-        return warp_many(
+        return multi_depth_warp(
             look.maps,
             found.projection.flatten(1, 2),
             found.depths.repeat(found.projection.shape[1]),

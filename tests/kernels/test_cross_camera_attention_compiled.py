@@ -8,13 +8,19 @@ from support.compile_only import TARGETS, check_budget, compile_launches
 pytestmark = pytest.mark.compile_only
 
 HALF, SINGLE = torch.bfloat16, torch.float32
-# dtype, float32 products, dim, Lk: the documents' heads, then the corners where registers are short
+# dtype, float32 products, dim, Lk: the documents' heads, then the corners where registers are short; of dims that are
+# no multiple of 16 the rows begin anywhere
 CORNERS = {
-    "sm_80": [(HALF, "highest", 32, 91), (HALF, "highest", 128, 704), (SINGLE, "highest", 64, 704)],
-    "sm_90": [(HALF, "highest", 32, 91), (HALF, "highest", 64, 704), (SINGLE, "high", 32, 91)],
+    "sm_80": [
+        (HALF, "highest", 32, 91), (HALF, "highest", 40, 704), (HALF, "highest", 128, 704),
+        (SINGLE, "highest", 64, 704),
+    ],
+    "sm_90": [
+        (HALF, "highest", 32, 91), (HALF, "highest", 40, 704), (HALF, "highest", 64, 704), (SINGLE, "high", 32, 91),
+    ],
     "sm_100": [(HALF, "highest", 32, 91)],
     "gfx942": [(HALF, "highest", 32, 91), (SINGLE, "highest", 64, 704)],
-}
+}  # fmt: skip
 CASES = [(architecture, *corner) for architecture in TARGETS for corner in CORNERS[architecture]]
 
 
@@ -48,9 +54,10 @@ def test_budget(architecture, dtype, precision, dim, length_k, float32_products,
     for kernel in kernels:
         case = f"{str(dtype).removeprefix('torch.')}-{precision}/{dim}"
         check_budget(case, kernel, request.config.getoption("--update-budgets"))
-        if kernel.name != "transpose_table":
+        if not kernel.name.endswith("transpose_table"):
             assert kernel.tensor_core_dots >= 2, "the products do not run on the tensor cores"
-            if architecture != "gfx942":  # whose 256 threads have less than 16 bytes each of the documents' small tiles
+            # gfx942: 256 threads have less than 16 bytes each of the documents' small tiles
+            if architecture != "gfx942" and dim % 16 == 0:
                 assert kernel.wide_loads >= 4, "rows are not read 16 bytes a thread"
 
 
