@@ -58,6 +58,12 @@ class DriveExperiment(Experiment):
         """The figures of all tasks of `evaluation.tasks` that the model has, see `evaluate_driving`."""
         return evaluate_driving(self, model, loader)
 
+    def record_sections(self, runs, folder, options) -> list[str]:
+        """See `train.record`."""
+        from .record import sections  # which knows the experiments
+
+        return sections(runs)
+
 
 @dataclass
 class CompletedExperiment(DriveExperiment):
