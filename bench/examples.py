@@ -15,6 +15,7 @@ from .. import kernels
 from ..kernels import TokenMap
 from ..kernels.bias_softmax.api import ARGUMENTS as BIAS_SOFTMAX
 from ..kernels.cross_camera_attention.api import ARGUMENTS as CROSS_CAMERA_ATTENTION
+from ..kernels.deformable_aggregation.api import ARGUMENTS as DEFORMABLE_AGGREGATION
 from ..kernels.gated_fusion.api import ARGUMENTS as GATED_FUSION
 from ..kernels.multi_depth_warp.api import ARGUMENTS as MULTI_DEPTH_WARP
 from ..kernels.multi_depth_warp.api import BEV_ARGUMENTS as BEV_WARP
@@ -162,12 +163,30 @@ def _trajectory_importance(new, trajectories, steps, size):
     return dict(points=points, valid=new.chance(0.8, trajectories, steps), size=size, sigma=1.7)
 
 
+def _deformable_aggregation(new, batch, anchors, points, cameras, channels, groups, sizes):
+    """Points in and out of the images, a camera that is not visible. No point is near a cell's border."""
+    places = ((new.uniform(batch, anchors, points, cameras, 2, dtype=new.geometry) * 1.3 - 0.15) * 256).floor() + 0.5
+    maps = {f"feature_maps[{level}]": new.normal(batch, cameras, channels, *size) for level, size in enumerate(sizes)}
+    visible = torch.ones(batch, cameras, dtype=torch.bool, device=new.device)
+    visible[:1, 1:2] = False
+    weights = new.normal(batch, anchors, points, cameras, len(sizes), groups)
+    return dict(**maps, points=places / 256, weights=weights, visible=visible)
+
+
+def _of_two_levels(points, weights, visible=None, backend=None, **maps):
+    levels = [maps.pop("feature_maps[0]"), maps.pop("feature_maps[1]")]
+    return kernels.deformable_aggregation(levels, points, weights, visible=visible, backend=backend, **maps)
+
+
+_of_two_levels.__module__ = kernels.deformable_aggregation.__module__
+
 _WARP = dict(sources=2, targets=2, channels=17, source=(7, 13), size=(5, 7), depths=2)
 _BEV = dict(sources=3, targets=2, channels=17, source=(7, 13), size=(5, 9))
 _ATTENTION = dict(queries=2, length_q=18, heads=2, dim=24, blocks=3, length_k=19, entries=3)
 _WINDOW = dict(batch=2, length=19, heads=2, dim=16, maps=((9, 11, 5), (5, 7, 4), (3, 2, 8)))
 _SOFTMAX = dict(shape=(2, 3, 5, 37), bias_shape=(2, 1, 5, 37))
 _FUSION = dict(images=4, channels=19, size=(5, 7))
+_AGGREGATION = dict(batch=2, anchors=3, points=3, cameras=2, channels=12, groups=3, sizes=((2, 3), (1, 2)))
 _TRAJECTORY = dict(trajectories=4, steps=5, size=(11, 13))
 
 EXAMPLES = {
@@ -215,6 +234,15 @@ EXAMPLES = {
         tiny=dict(images=2, channels=3, size=(2, 4)),
         other=dict(images=3, channels=6, size=(4, 3)),
         empty=(dict(images=0), dict(channels=0), dict(size=(0, 5)), dict(size=(4, 0))),
+    ),
+    "deformable_aggregation": Example(
+        _of_two_levels, DEFORMABLE_AGGREGATION.of_list(2), _deformable_aggregation, _AGGREGATION,
+        tiny=dict(batch=2, anchors=1, points=3, cameras=2, channels=2, groups=1, sizes=((2, 3), (1, 2))),
+        other={**_AGGREGATION, "anchors": 4, "sizes": ((3, 2), (2, 2))},
+        empty=(
+            dict(batch=0), dict(anchors=0), dict(points=0), dict(cameras=0), dict(channels=0),
+            dict(sizes=((0, 4), (3, 0))),
+        ),
     ),
     "trajectory_importance": Example(
         kernels.trajectory_importance, TRAJECTORY_IMPORTANCE, _trajectory_importance, _TRAJECTORY,

@@ -4,12 +4,19 @@ from collections.abc import Sequence
 
 import torch
 
-from ..runtime.arguments import geometry
-from ..runtime.backends import choose_backend
-from ..runtime.checks import FLOAT_DTYPES, Shapes, check_dtype, check_same_device
-from ..runtime.nvtx import annotate
+from ..runtime.arguments import Argument, Arguments, any_float, boolean, geometry
+from ..runtime.checks import check_dtype
+from . import ops
 
-NAME = "deformable_aggregation"
+ARGUMENTS = Arguments(
+    "deformable_aggregation",
+    feature_maps=Argument((("B", "V", "C", "H_", "W_"),), any_float, gradient=True, many=True),
+    points=Argument((("B", "A", "P", "V", 2),), geometry, gradient=True),
+    weights=Argument((("B", "A", "P", "V", "levels", "groups"),), any_float, gradient=True),
+    visible=Argument((("B", "V"),), boolean, optional=True),
+    limits={"groups": (1, None)},
+)
+OPERATION = ops.register(ARGUMENTS)
 
 
 def deformable_aggregation(
@@ -50,38 +57,15 @@ def deformable_aggregation(
         TypeError: a dtype is not supported, or differs between levels.
         BackendError: the backend asked for cannot serve the call.
     """
-    feature_maps = list(feature_maps)
-    _validate(feature_maps, points, weights, visible)
-    with annotate(NAME):
-        if backend == "definition":
-            from .definition import deformable_aggregation as implementation
-
-            return implementation(feature_maps, points, weights, visible)
-        from .ops import deformable_aggregation as implementation
-
-        chosen = choose_backend(backend, *feature_maps, points, weights, visible)
-        return implementation(chosen, feature_maps, points, weights, visible)
-
-
-def _validate(feature_maps, points, weights, visible):
+    name, feature_maps = ARGUMENTS.operation, list(feature_maps)
     if not feature_maps:
-        raise ValueError(f"{NAME}: feature_maps is empty, needs at least one level")
-    shapes = Shapes(NAME, levels=len(feature_maps))
+        raise ValueError(f"{name}: feature_maps is empty, needs at least one level")
+    table = ARGUMENTS.of_list(len(feature_maps))
+    tensors, sizes = table.check(*feature_maps, points, weights, visible, levels=len(feature_maps))
     for level, maps in enumerate(feature_maps):
-        shapes.bind(f"feature_maps[{level}]", maps, "B", "V", "C", f"H{level}", f"W{level}")
-    shapes.bind("points", points, "B", "A", "P", "V", 2)
-    shapes.bind("weights", weights, "B", "A", "P", "V", "levels", "groups")
-    if visible is not None:
-        shapes.bind("visible", visible, "B", "V")
-    channels, groups = shapes.sizes["C"], shapes.sizes["groups"]
-    if groups == 0 or channels % groups:
-        raise ValueError(f"{NAME}: weights has {groups} groups for C = {channels}, needs a divisor of C")
-    first = feature_maps[0]
-    check_dtype(NAME, "feature_maps[0]", first, FLOAT_DTYPES)
-    for level, maps in enumerate(feature_maps):
-        check_dtype(NAME, f"feature_maps[{level}]", maps, (first.dtype,))
-    check_dtype(NAME, "points", points, geometry(first.dtype))
-    check_dtype(NAME, "weights", weights, FLOAT_DTYPES)
-    check_dtype(NAME, "visible", visible, (torch.bool,))
-    levels = {f"feature_maps[{level}]": maps for level, maps in enumerate(feature_maps)}
-    check_same_device(NAME, "feature_maps[0]", first, **levels, points=points, weights=weights, visible=visible)
+        check_dtype(name, f"feature_maps[{level}]", maps, (feature_maps[0].dtype,))
+    if sizes["C"] % sizes["groups"]:
+        raise ValueError(
+            f"{name}: weights has {sizes['groups']} groups for C = {sizes['C']}, needs a divisor of C"
+        )  # fmt: skip
+    return OPERATION(backend, tensors)

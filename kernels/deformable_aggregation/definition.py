@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from ..runtime.launch import accumulator_dtype
 
 
-def deformable_aggregation(feature_maps, points, weights, visible=None):
+def forward(feature_maps, points, weights, visible):
     batch, anchors, per_anchor, cameras = points.shape[:4]
     channels, groups = feature_maps[0].shape[2], weights.shape[5]
     dtype = accumulator_dtype(points.dtype, weights.dtype, *(maps.dtype for maps in feature_maps))
@@ -21,7 +21,8 @@ def deformable_aggregation(feature_maps, points, weights, visible=None):
         samples = samples.unflatten(1, (groups, -1)).unflatten(0, (batch, cameras))  # (B, V, groups, C/groups, A, P)
         samples = torch.where(counts.permute(0, 3, 1, 2)[:, :, None, None], samples, 0)
         weight = torch.where(counts[..., None], weights[..., level, :].to(dtype), 0)  # (B, A, P, V, groups)
-        out = out + torch.einsum("bvgcap,bapvg->bagc", samples, weight)
+        # No matrix product, whose gradients autocast would compute in half precision.
+        out = out + (samples * weight.permute(0, 3, 4, 1, 2)[:, :, :, None]).sum((1, 5)).permute(0, 3, 1, 2)
     return out.flatten(2).to(feature_maps[0].dtype)
 
 

@@ -46,14 +46,14 @@ def forward(feature_maps, points, weights, visible):
                 continue
             corners, table = _corners(samples, maps), _table(maps, groups, dtype)
             weight = all_weights[samples.flat, level].to(dtype)  # (n, groups)
-            for group, columns in enumerate(out.chunk(groups, dim=1)):
-                share = (corners.share * weight[:, group, None]).flatten()
-                columns += _bags(table, corners.cell.flatten() * groups + group, starts, share)
+            index = corners.cell.flatten() * groups
+            shares = [(corners.share * weight[:, group, None]).flatten() for group in range(groups)]
+            out += torch.cat([_bags(table, index + g, starts, share) for g, share in enumerate(shares)], dim=1)
     return out.to(first.dtype).unflatten(0, (batch, anchors))
 
 
 def backward(grad, feature_maps, points, weights, visible, needs_grad):
-    """The gradients of the maps, the points and the weights, those that `needs_grad` (levels + 2) asks for."""
+    """The gradients of the maps, the points and the weights; of the maps those that `needs_grad` (levels + 2) wants."""
     groups = weights.shape[5]
     dtype = _dtype(feature_maps, points, weights)
     grad = grad.flatten(0, 1).to(dtype)
@@ -81,7 +81,7 @@ def backward(grad, feature_maps, points, weights, visible, needs_grad):
             dlocation[:, 1] += (corners.slope_y * by_share).sum(1)
     dpoints = torch.zeros_like(points, memory_format=torch.contiguous_format)
     dpoints.view(-1, 2)[samples.flat] = dlocation.to(points.dtype)
-    return [t for t, needed in zip([*dmaps, dpoints, dweights], needs_grad) if needed]
+    return [*dmaps, dpoints, dweights]
 
 
 def _dtype(feature_maps, points, weights):

@@ -335,7 +335,7 @@ def launch_backward(grad, feature_maps, points, weights, visible, needs_grad):
     wanted = [level for level in levels if of_maps[level]]
     if something and wanted:
         _launch_backward_maps(grad, feature_maps, points, weights, visible, dmaps, wanted, dtype)
-    return [gradient for gradient in (*dmaps, dpoints, dweights) if gradient is not None]
+    return [*dmaps, dpoints, dweights]
 
 
 def _launch_backward_samples(grad, feature_maps, points, weights, visible, dpoints, dweights, levels, dtype):

@@ -128,13 +128,19 @@ def _locate(
 
 
 @triton.jit
-def _blend(weights, n, d, v, u, mask, depth_count, ACC_DTYPE: tl.constexpr):
+def _inverse(depth_count, ACC_DTYPE: tl.constexpr):
+    """1/D, the weight of each hypothesis where no weights are given."""
+    one = tl.full([], 1.0, ACC_DTYPE)
+    return _divide(one, one * depth_count)
+
+
+@triton.jit
+def _blend(weights, n, d, v, u, mask, inverse, ACC_DTYPE: tl.constexpr):
     """[cells]: the weight of hypothesis d."""
     if weights is not None:
         return tl.load(_planes(weights, n, d, v, u), mask=mask, other=0.0).to(ACC_DTYPE)
     else:
-        one = tl.full(v.shape, 1.0, ACC_DTYPE)
-        return _divide(one, one * depth_count)
+        return tl.zeros(v.shape, ACC_DTYPE) + inverse
 
 
 @triton.jit
@@ -151,12 +157,18 @@ def _source(source_index, n, d, sources, mask):
 
 
 @triton.jit
-def _corner(features, s, left, top, source_h, source_w, offs_c, mask_c, RIGHT: tl.constexpr, DOWN: tl.constexpr):
-    """One of the cells that a location touches: where it is inside [cells], its features [cells, channels]."""
+def _corner(features, first, left, top, source_h, source_w, offs_c, mask_c, RIGHT: tl.constexpr, DOWN: tl.constexpr):
+    """One of the cells that a location touches: where it is inside [cells], its features [cells, channels].
+
+    first: [cells] pointers to the top left one, which may lie outside.
+    """
     column, row = left + RIGHT, top + DOWN  # [cells]
     inside = (column >= 0) & (column < source_w) & (row >= 0) & (row < source_h)  # [cells]
-    # [cells, channels]
-    pointers = _cells(features, s, row, column)[:, None] + offs_c.to(tl.int64)[None, :] * features.channel
+    if RIGHT:
+        first += features.column
+    if DOWN:
+        first += features.row
+    pointers = first[:, None] + offs_c.to(tl.int64)[None, :] * features.channel  # [cells, channels]
     return inside, tl.load(pointers, mask=inside[:, None] & mask_c[None, :], other=0.0)
 
 
@@ -178,15 +190,17 @@ def multi_depth_warp_forward(
 
     acc = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
     covered = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
+    inverse = _inverse(depth_count, ACC_DTYPE)
     for d in range(depth_count):
         if EACH:
             s, reads = _source(source_index, n, d, sources, mask_p)
         left, top, fx, fy = _locate(
             projection, depths, offsets, n, d, v, u, reads, source_h, source_w, min_depth, NEAREST, ACC_DTYPE
         )
-        w = _blend(weights, n, d, v, u, mask_p, depth_count, ACC_DTYPE)
+        w = _blend(weights, n, d, v, u, mask_p, inverse, ACC_DTYPE)
+        first = _cells(features, s, top, left)
         for corner in tl.static_range(1 if NEAREST else 4):
-            inside, f = _corner(features, s, left, top, source_h, source_w, offs_c, mask_c, corner % 2, corner // 2)
+            inside, f = _corner(features, first, left, top, source_h, source_w, offs_c, mask_c, corner % 2, corner // 2)
             share = (fx if corner % 2 else 1 - fx) * (fy if corner // 2 else 1 - fy)  # [cells]
             share = tl.where(inside, share * w, 0.0)
             acc += share[:, None] * f.to(ACC_DTYPE)
@@ -235,7 +249,8 @@ def multi_depth_warp_backward_target(
             dw = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
             if not SHARED_OFFSETS:
                 dx, dy = tl.zeros_like(dx), tl.zeros_like(dy)
-            w = _blend(weights, n, d, v, u, mask_p, depth_count, ACC_DTYPE)
+            w = _blend(weights, n, d, v, u, mask_p, _inverse(depth_count, ACC_DTYPE), ACC_DTYPE)
+            first = _cells(features, s, top, left)
             for start_c in range(0, channels, BLOCK_C):
                 offs_c = start_c + tl.arange(0, BLOCK_C)  # [BLOCK_C]
                 mask_c = offs_c < channels
@@ -246,7 +261,7 @@ def multi_depth_warp_backward_target(
                 slope_y = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
                 for corner in tl.static_range(1 if NEAREST else 4):
                     inside, f = _corner(
-                        features, s, left, top, source_h, source_w, offs_c, mask_c, corner % 2, corner // 2
+                        features, first, left, top, source_h, source_w, offs_c, mask_c, corner % 2, corner // 2
                     )
                     f = f.to(ACC_DTYPE)
                     share_x = fx if corner % 2 else 1 - fx
@@ -284,7 +299,7 @@ def _shares(
     pointers = _cells(grad, n, v, u)[:, None] + offs_c.to(tl.int64)[None, :] * grad.channel
     # Not masked by what counts, so that the loads need not wait for one another.
     dout = tl.load(pointers, mask=mask_p[:, None] & mask_c[None, :], other=0.0)
-    w = _blend(weights, n, d, v, u, mask_p, depth_count, ACC_DTYPE)
+    w = _blend(weights, n, d, v, u, mask_p, _inverse(depth_count, ACC_DTYPE), ACC_DTYPE)
     left, top, fx, fy = _locate(
         projection, depths, offsets, n, d, v, u, mask_p, source_h, source_w, min_depth, NEAREST, ACC_DTYPE
     )

@@ -1,12 +1,14 @@
 """An operation's tensor arguments as a table, held to it in one call."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .autocast import to_autocast_dtype
 from .checks import FLOAT_DTYPES, INDEX_DTYPES, Dims, Shapes, check_dense, check_dtype, check_same_device
+
+MOST_TENSORS = 16  # of a list
 
 Dtypes = Callable[[torch.dtype], Sequence[torch.dtype]]
 
@@ -43,13 +45,15 @@ def boolean(first: torch.dtype) -> Sequence[torch.dtype]:
 
 @dataclass(frozen=True)
 class Argument:
-    """One tensor argument.
+    """One tensor argument, or a list of them.
 
-    dims: its forms, each a tuple of sizes and names of sizes; None = any shape, which the operation checks itself.
+    dims: its forms, each a tuple of sizes and names of sizes; None = any shape, which the operation checks itself. In a
+        list each tensor has its own size of a name that ends in "_": "H_" is H_0 of the first one.
     dtypes: the dtypes it may have, given that of the first argument.
     gradient: whether it gets one. A tensor without is refused where it requires grad.
     optional: whether it may be None.
     autocast: whether it follows autocast, as the inputs of matrix products do.
+    many: whether it is a list of one or more tensors. Only an operation's first argument may be one.
     """
 
     dims: tuple[Dims, ...] | None
@@ -57,6 +61,12 @@ class Argument:
     gradient: bool = False
     optional: bool = False
     autocast: bool = False
+    many: bool = False
+
+    def of(self, number: int) -> "Argument":
+        """The tensor of that number in the list."""
+        own = lambda dim: f"{dim}{number}" if isinstance(dim, str) and dim.endswith("_") else dim  # noqa: E731
+        return replace(self, dims=tuple(tuple(map(own, form)) for form in self.dims), many=False)
 
 
 class Arguments:
@@ -72,6 +82,22 @@ class Arguments:
         self.limits = limits or {}
         self.arguments = arguments
         self.gradients = [name for name, argument in arguments.items() if argument.gradient]
+        (name, first), *others = arguments.items()
+        counts = range(1, MOST_TENSORS + 1) if first.many else ()
+        listed = ({f"{name}[{number}]": first.of(number) for number in range(count)} for count in counts)
+        # Beforehand, since torch.compile cannot trace the making of a table.
+        self._of_lists = [Arguments(operation, limits, **tensors, **dict(others)) for tensors in listed]
+
+    def of_list(self, count: int) -> "Arguments":
+        """The table with `count` ≥ 1 tensors, "maps[0]", "maps[1]", …, in the place of a list "maps".
+
+        Raises:
+            ValueError: `count` is more than MOST_TENSORS.
+        """
+        if count > MOST_TENSORS:
+            name = next(iter(self.arguments))
+            raise ValueError(f"{self.operation}: {name} has {count} tensors, needs at most {MOST_TENSORS}")
+        return self._of_lists[count - 1]
 
     def check(self, *tensors: torch.Tensor | None, **sizes: int) -> tuple[list[torch.Tensor | None], dict[str, int]]:
         """Holds `tensors` to the table: shapes, then dtypes, then devices, then who requires grad.

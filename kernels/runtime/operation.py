@@ -60,11 +60,15 @@ class Operation:
         self.public, self.results = public, len(results)
         names = list(arguments.arguments)
         self.tensors = len(names)
+        self.many = arguments.arguments[names[0]].many
         self.gradients = [names.index(name) for name in arguments.gradients]
         optional = [name in absent or argument.optional for name, argument in arguments.arguments.items()]
         kinds = {name: "Tensor?" if may_be_absent else "Tensor" for name, may_be_absent in zip(names, optional)}
+        if self.many:
+            kinds[names[0]] = "Tensor[]"
         saved = (*names, *results) if saved is None else saved
         self.saved = [(*names, *results).index(name) for name in saved]
+        self.settings = len(settings.split(",")) if settings else 0
         settings = [settings] if settings else []
 
         schema = ", ".join([*(f"{kinds[name]} {name}" for name in names), *settings, "str backend"])
@@ -76,7 +80,8 @@ class Operation:
         if fake_backward is None:
             return
         schema = ", ".join([*(f"{kinds.get(name, 'Tensor')} {name}" for name in saved), *settings])
-        schema = f"Tensor grad, {schema}, str backend, bool[{len(self.gradients)}] needs_grad"
+        wanted = "bool[]" if self.many else f"bool[{len(self.gradients)}]"
+        schema = f"Tensor grad, {schema}, str backend, {wanted} needs_grad"
         count = len(saved)
         self.backward_op = register(
             f"{self.name}_backward({schema}) -> Tensor[]",
@@ -86,7 +91,10 @@ class Operation:
         self._apply = _differentiable(self).apply
 
     def __call__(self, backend: str | None, tensors: Sequence[torch.Tensor | None], *settings, name: str | None = None):
-        """Runs `backend`, or the best one, under the range `name` (by default the operation's)."""
+        """Runs `backend`, or the best one, under the range `name` (by default the operation's).
+
+        Where the operation takes a list, its tensors stand in `tensors` one by one.
+        """
         backend = choose_backend(backend, *tensors)
         with annotate(name or self.name):
             if backend in self.by_hand:
@@ -94,12 +102,20 @@ class Operation:
             if backend in self.once:
                 tensors = self._differentiable_once(backend, tensors)
             with without_autocast(tensors[0].device.type):
-                return self.plain[backend].forward(*tensors, *settings)
+                return self.plain[backend].forward(*self.packed(tensors, len(tensors)), *settings)
+
+    def packed(self, arguments: Sequence, tensors: int) -> list:
+        """The arguments of an op, of which the first `tensors` are tensors: those of a list as one argument."""
+        if not self.many:
+            return list(arguments)
+        listed = tensors - self.tensors + 1
+        return [list(arguments[:listed]), *arguments[listed:]]
 
     def _forward(self, *arguments):
         *arguments, backend = arguments
         forward = self._triton().launch_forward if backend == "triton" else self.plain[backend].forward
-        with on_device_of(arguments[0]), without_autocast(arguments[0].device.type):
+        first = arguments[0][0] if self.many else arguments[0]
+        with on_device_of(first), without_autocast(first.device.type):
             return forward(*arguments)
 
     def _backward(self, grad, *arguments):
@@ -172,11 +188,14 @@ def _differentiable(operation: Operation):
     class Differentiable(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *arguments):
-            results = operation.forward_op(*arguments)
+            # One by one; a list's are told by how many there are.
+            tensors = len(arguments) - operation.settings - 1
+            more = tensors - operation.tensors
+            results = operation.forward_op(*operation.packed(arguments, tensors))
             results = (results,) if operation.results == 1 else results
-            known = (*arguments[: operation.tensors], *results)
-            ctx.save_for_backward(*(known[position] for position in operation.saved))
-            ctx.settings = arguments[operation.tensors :]
+            known = (*arguments[:tensors], *results)
+            ctx.save_for_backward(*(known[place] for place in _spread(operation.saved, more)))
+            ctx.settings, ctx.more = arguments[tensors:], more
             if operation.public == 1:
                 return results[0]
             ctx.mark_non_differentiable(*results[1 : operation.public])
@@ -184,19 +203,28 @@ def _differentiable(operation: Operation):
 
         @staticmethod
         def backward(ctx, grad, *others):
-            needs_grad = [ctx.needs_input_grad[position] for position in operation.gradients]
+            positions = _spread(operation.gradients, ctx.more)
+            needs_grad = [ctx.needs_input_grad[position] for position in positions]
             saved = ctx.saved_tensors
             with torch.no_grad():
-                computed = operation.backward_op(grad, *saved, *ctx.settings, needs_grad)
+                packed = operation.packed(saved, len(saved) - len(operation.saved) + operation.tensors)
+                computed = operation.backward_op(grad, *packed, *ctx.settings, needs_grad)
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 inputs = [tensor for tensor in (grad, *saved) if tensor is not None]
                 refused = _Refused.apply(operation.refusal(ctx.settings[-1]), len(computed), *computed, *inputs)
                 computed = (refused,) if len(computed) == 1 else refused
             gradients = [None] * len(ctx.needs_input_grad)
             remaining = iter(computed)
-            for position, needed in zip(operation.gradients, needs_grad):
+            for position, needed in zip(positions, needs_grad):
                 if needed:
                     gradients[position] = next(remaining)
             return tuple(gradients)
 
     return Differentiable
+
+
+def _spread(positions, more):
+    """Positions among arguments whose first is a list of `more` tensors beyond one, when these stand one by one."""
+    if not more:
+        return positions
+    return [*(range(more + 1) if 0 in positions else ()), *(place + more for place in positions if place)]

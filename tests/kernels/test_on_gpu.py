@@ -22,6 +22,9 @@ LARGE = {
     "window_bias_attention": dict(batch=2, length=200, heads=4, dim=32, maps=((32, 32, 5), (10, 25, 8))),
     "bias_softmax": dict(shape=(2, 4, 50, 300), bias_shape=(2, 1, 50, 300)),
     "gated_fusion": dict(images=4, channels=96, size=(28, 50)),
+    "deformable_aggregation": dict(
+        batch=2, anchors=90, points=13, cameras=6, channels=64, groups=8, sizes=((16, 44), (8, 22))
+    ),
     "trajectory_importance": dict(trajectories=6, steps=12, size=(28, 50)),
 }
 

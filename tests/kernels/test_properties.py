@@ -1,7 +1,10 @@
 """What holds for every operation and every backend, on the examples that the benchmark has too."""
 
+import re
+
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from rigfuse.kernels import BackendError
 from support.numerics import assert_within_budget
@@ -185,7 +188,7 @@ def test_ops_keep_the_rules_of_torch(example, backend, device):
         run(example, arguments, backend=backend, wanted=example.table.gradients[:1])
     assert recorder.calls or backend == "torch"
     for op, args in recorder.calls:
-        torch.library.opcheck(op, [a.detach() if isinstance(a, torch.Tensor) else a for a in args])
+        torch.library.opcheck(op, tree_map_only(torch.Tensor, torch.Tensor.detach, args))
 
 
 @DYNAMO
@@ -283,7 +286,7 @@ def test_bad_tensors(name, argument):
     if not row.gradient and tensor.is_floating_point():
         cases.append((ValueError, "requires grad, but gets no gradient", tensor.clone().requires_grad_()))
     for error, message, value in cases:
-        with pytest.raises(error, match=f"^{example.table.operation}: {argument} {message}"):
+        with pytest.raises(error, match=f"^{example.table.operation}: {re.escape(argument)} {message}"):
             example.function(**{**arguments, argument: value})
     with pytest.raises(BackendError, match="backend is 'cuda'; choose one of auto, torch, triton, definition"):
         example.function(**arguments, backend="cuda")

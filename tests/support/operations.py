@@ -24,6 +24,9 @@ KERNELS = {
     ],
     "bias_softmax": ["bias_softmax_forward", "bias_softmax_backward"],
     "gated_fusion": ["gated_fusion_forward", "gated_fusion_backward"],
+    "deformable_aggregation": [
+        f"deformable_aggregation_{name}" for name in ("forward", "backward_samples", "keys", "backward_maps")
+    ],
     "trajectory_importance": ["trajectory_importance_forward"],
 }
 
