@@ -9,7 +9,7 @@ import torch
 
 from ....modules.camera_dropout import DropoutConfig
 from ....modules.detection.boxes import DETECTION_CLASSES, Detections
-from ....modules.settings import Share
+from ....modules.settings import Positive, Share
 from ....modules.sparse_drive.head import DriveOutput, HeadConfig
 from ....modules.sparse_drive.results import DriveResult, ResultConfig, read_results
 from ...data.splits import split_names
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .experiment import DriveExperiment
 
 TASKS = ("detection", "tracking", "map", "motion", "planning")
+GUARD = dict(nds=0.015, l2=0.02)  # with all cameras: how far NDS may fall, and the plan's L2 rise (metres)
 _FRAME = "ego"  # of plans: the middle of the rear axle
 _MEASURED = "measured status"  # plans of a head that is told how fast the vehicle is
 _OF_BASELINES = ("L2/mean", "L2/endpoint", "collision/mean")
@@ -40,6 +41,10 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = TASKS
     sure: Share = 0.2  # class score from which on a box counts as a track, and its future as predicted
     masked: bool = True  # with completion: also evaluate with fixed losses of cameras
+    # With completion: what a model had before it, with all cameras. A checkpoint that has lost more than `GUARD` of it
+    # is never the best by "guarded/NDS". None = no guard.
+    reference_nds: Share | None = None
+    reference_l2: Positive | None = None  # plan/L2/mean, metres
 
     def validate(self) -> None:
         unknown = sorted(set(self.tasks) - set(TASKS))

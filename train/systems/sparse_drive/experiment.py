@@ -1,5 +1,6 @@
 """The sparse driving model as an experiment: stages 1 (detection and map) and 2 (motion and planning too)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from ...config import Experiment
 from ...metrics.detection import FIGURES
 from .anchors import read_anchors
 from .data import DriveBatch, DriveConfig, build_driving, collate
-from .evaluate import EvaluationConfig, evaluate_driving, masked_by_token
+from .evaluate import GUARD, EvaluationConfig, evaluate_driving, masked_by_token
 from .model import CompletedModel, DrivingModel
 
 
@@ -57,6 +58,12 @@ class DriveExperiment(Experiment):
         """The figures of all tasks of `evaluation.tasks` that the model has, see `evaluate_driving`."""
         return evaluate_driving(self, model, loader)
 
+    def record_sections(self, runs, folder, options) -> list[str]:
+        """See `train.record`."""
+        from .record import sections  # which knows the experiments
+
+        return sections(runs)
+
 
 @dataclass
 class CompletedExperiment(DriveExperiment):
@@ -69,10 +76,23 @@ class CompletedExperiment(DriveExperiment):
 
     kind: ClassVar[type] = CompletedModel
 
+    def figure_names(self) -> tuple[str, ...]:
+        names = super().figure_names()
+        return (*names, *(f"masked/{name}" for name in names), "guarded/NDS")
+
     def evaluate(self, model: CompletedModel, loader) -> dict[str, float]:
-        """Figures with all cameras, and in front of them "masked/" those with the fixed losses of `masked_by_token`."""
+        """Figures with all cameras, "masked/" in front of those with the fixed losses of `masked_by_token`, and
+        "guarded/NDS": that of the masked ones, NaN where the guard says no (see `EvaluationConfig`)."""
         figures = evaluate_driving(self, model, loader)
         if self.evaluation.masked:
             masked = evaluate_driving(self, model, loader, masked_by_token(self.model.dropout), measured=False)
+            allowed = self._is_guarded(figures)
             figures |= {f"masked/{name}": value for name, value in masked.items()}
+            figures["guarded/NDS"] = masked["NDS"] if allowed else math.nan
         return figures
+
+    def _is_guarded(self, figures):
+        """Whether the figures with all cameras are still what they were."""
+        nds, l2 = self.evaluation.reference_nds, self.evaluation.reference_l2
+        kept = nds is None or figures["NDS"] >= nds - GUARD["nds"]
+        return kept and (l2 is None or figures.get("plan/L2/mean", math.inf) <= l2 + GUARD["l2"])

@@ -1,11 +1,14 @@
 """Driving with cameras missing, with completion in front of the head and without."""
 
+import math
+
 import pytest
 import torch
 
 from rigfuse.modules.rig import NUSCENES_CAMERAS
 from rigfuse.train.config import apply_options, check
 from rigfuse.train.systems import experiment
+from rigfuse.train.systems.sparse_drive import experiment as driving_experiment
 from rigfuse.train.systems.sparse_drive.evaluate import Fault, drive, look, masked_by_token
 
 SMALL = (
@@ -111,3 +114,21 @@ def test_training_has_all_losses_and_a_frozen_backbone(plain, small_world, cache
     sum(settings.losses[name] * loss for name, loss in losses.items()).backward()
     touched = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert touched == {"temporal", "vae", "planning", "head", "depth"}
+
+
+@pytest.mark.parametrize(
+    "reference, kept",
+    [({}, True), (dict(nds=0.41), True), (dict(nds=0.42), False), (dict(l2=0.99), True), (dict(l2=0.9), False)],
+)
+def test_who_lost_too_much_with_all_cameras_is_never_the_best(reference, kept, monkeypatch):
+    made = experiment("sparsedrive_small_stage2_v2_tiny")
+    for name, value in reference.items():
+        setattr(made.evaluation, f"reference_{name}", value)
+    made.metric = "guarded/NDS"
+    check(made)
+    whole, masked = {"NDS": 0.4, "plan/L2/mean": 1.0}, {"NDS": 0.3, "plan/L2/mean": 2.0}
+    found = iter([whole, masked])
+    monkeypatch.setattr(driving_experiment, "evaluate_driving", lambda *arguments, **options: dict(next(found)))
+    figures = made.evaluate(None, None)
+    assert figures["masked/NDS"] == 0.3 and figures["NDS"] == 0.4
+    assert figures["guarded/NDS"] == 0.3 if kept else math.isnan(figures["guarded/NDS"])
