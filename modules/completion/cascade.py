@@ -151,7 +151,7 @@ class CompletionCascade(OperationModule):
             original, teacher = self._see(window.images[:, -1], now)
             history, before = self._remember(window, missing, original)
         now = now.to(window.images.device)
-        trajectory = self.trajectory(window.frames, window.trajectory)
+        trajectory = self.guidance(window.frames, window.trajectory)
         features, importance, losses = self.complete(
             original, now, window.frames[-1], history, trajectory=trajectory, teacher=teacher
         )
@@ -182,7 +182,7 @@ class CompletionCascade(OperationModule):
             features = self._fill(images, missing)
         missing, history = missing.to(images.device), None if self.temporal is None else self.temporal.history
         past = [then.frame for then in history.frames[:1]] if history is not None else []
-        completed, _, _ = self.complete(features, missing, frame, history, trajectory=self.trajectory([*past, frame]))
+        completed, _, _ = self.complete(features, missing, frame, history, trajectory=self.guidance([*past, frame]))
         if history is not None:
             history.push(self.for_temporal(features), missing, frame)
         return completed
@@ -260,7 +260,7 @@ class CompletionCascade(OperationModule):
             features.append(replace_maps(x, index, lambda _, joined=joined: joined))
         return features, importance, losses
 
-    def trajectory(self, frames: Sequence[RigFrame], driven: torch.Tensor | None = None) -> torch.Tensor | None:
+    def guidance(self, frames: Sequence[RigFrame], driven: torch.Tensor | None = None) -> torch.Tensor | None:
         """The trajectory (B, F, 2) that guides stage 3, see `PlanningConfig.trajectory_source`.
 
         Args:

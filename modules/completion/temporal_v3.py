@@ -126,17 +126,19 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
     @torch.no_grad()
     def _learn_usual(self, features, missing):
         """Updates the running means by the cameras that are present, as batch norm does its own."""
-        present = (~missing).to(features[0].dtype).to(features[0].device)[:, :, None, None, None]
+        present = (~missing).to(self.usual)
         count = present.sum(0)
         self.counted += 1
-        step = torch.where(count[:, 0] > 0, (1.0 / self.counted).clamp(min=MOMENTUM), 0.0)[:, None]
+        step = torch.where(count > 0, (1.0 / self.counted).clamp(min=MOMENTUM), 0.0)[:, None, None, None]
         for mean, x in zip(self.usual.unflatten(0, (len(features), -1)), features):
-            now = F.adaptive_avg_pool2d((x * present).sum(0) / count.clamp(min=1), mean.shape[-2:])
-            mean.lerp_(now.to(mean.dtype), step)
+            total = torch.einsum("bv,bvchw->vchw", present, x.to(present.dtype))
+            now = F.adaptive_avg_pool2d(total / count.clamp(min=1)[:, None, None, None], mean.shape[-2:])
+            mean.lerp_(now, step)
 
-    def _usual(self, scale, size):
-        """What each camera usually shows, (V, C, H, W)."""
-        return F.adaptive_avg_pool2d(self.usual.unflatten(0, (len(self.strides), -1))[scale], size)
+    def _usual(self, scale, camera, like):
+        """What the cameras (N,) usually show, of the size and dtype of `like`: (N, C, H, W)."""
+        usual = self.usual.unflatten(0, (len(self.strides), -1))[scale, camera]
+        return F.adaptive_avg_pool2d(usual, like.shape[-2:]).to(like.dtype)
 
     def _complete(self, features, sources, history):
         device, completed = features[0].device, list(features)
@@ -148,7 +150,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             look = _Look(maps, self.strides[scale] * history.pool, sources)
             x = features[scale]
             with annotate("temporal_completion.warp"):
-                base = self._usual(scale, x.shape[-2:])[camera] + self._base(x, scale, camera, score, look)
+                base = self._usual(scale, camera, x) + self._base(x, scale, camera, score, look)
             if scale == self.coarse:
                 completion = self._refine(x[index], base, camera, score, look)
                 refined = completion - base
@@ -167,15 +169,16 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
     def _unusual(self, scale, features, past, maps):
         """What is unusual in the sources of a scale, (S, C, h, w); the past has no gradient."""
         batch, views = features.shape[:2]
-        moment, place = maps // (batch * views), maps % (batch * views)
-        found = [pooled(features, self._history_pool).flatten(0, 1)[place[moment == 0].to(features.device)]]
-        found += [
-            then.maps(place[moment == t]).to(features.dtype) for t, then in enumerate(past, 1) if (moment == t).any()
-        ]
-        joined = torch.cat(found)
-        if len(joined) == 0:  # nobody sees anything
-            return features.new_zeros(1, features.shape[2], 1, 1)
-        return joined - self._usual(scale, joined.shape[-2:])[(maps % views).to(joined.device)].to(joined.dtype)
+        moment, place, found = maps // (batch * views), maps % (batch * views), []
+        for step in moment.unique().tolist():
+            chosen = place[moment == step].to(features.device)
+            if step == 0:
+                x = pooled(features.flatten(0, 1)[chosen], self._history_pool)
+                found.append(x - self._usual(scale, chosen % views, x))
+            else:
+                x = past[step - 1].maps(chosen).to(features.dtype)  # a copy, without gradient
+                found.append(x.sub_(self._usual(scale, chosen % views, x)))
+        return torch.cat(found) if found else features.new_zeros(1, features.shape[2], 1, 1)  # nobody sees anything
 
     def _base(self, features, scale, camera, score, look):
         """What the sources say of what is unusual in the missing maps, (N, C, H, W)."""

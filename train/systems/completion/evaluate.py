@@ -191,7 +191,7 @@ def _baselines(seen, missing, scenario, strides, depths):
 def _completed(model, seen, missing, scenario, original):
     """What the cascade makes of it."""
     steps, usable = _steps(scenario, seen)
-    trajectory = model.trajectory(seen.frames[-2:] if steps else seen.frames[-1:])
+    trajectory = model.guidance(seen.frames[-2:] if steps else seen.frames[-1:])
     if model.temporal is None:
         return model.complete(original, missing, seen.frames[-1], trajectory=trajectory)[0]
     history = model.temporal.new_history()
