@@ -70,7 +70,7 @@ def _completed(base: DriveExperiment) -> CompletedExperiment:
     model.dropout.ramp_steps = 5000
     shared = {f.name: getattr(base, f.name) for f in fields(DriveExperiment) if f.name not in ("model", "losses")}
     experiment = CompletedExperiment(model=model, **shared)
-    experiment.data.history = 2
+    experiment.data.history = model.temporal.queue_length = 2  # inference remembers as much as training
     experiment.optim.freeze = ("backbone",)
     return experiment
 
@@ -106,7 +106,6 @@ def _tiny(make: Callable[[], DriveExperiment]) -> DriveExperiment:
 def _tiny_completion(model: CompletedDriveConfig) -> None:
     model.temporal.stride, model.temporal.kv_downsample = 16, 1
     model.temporal.heads = model.planning.heads = 4
-    model.temporal.queue_length = 2
     if not model.temporal.geometry:
         model.temporal.depths = (10.0, 30.0, 200.0)  # at this size most of what is seen is too far to move
     model.temporal.grid = (6, 10)
