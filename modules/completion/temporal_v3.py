@@ -132,7 +132,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         step = torch.where(count[:, 0] > 0, (1.0 / self.counted).clamp(min=MOMENTUM), 0.0)[:, None]
         for mean, x in zip(self.usual.unflatten(0, (len(features), -1)), features):
             now = F.adaptive_avg_pool2d((x * present).sum(0) / count.clamp(min=1), mean.shape[-2:])
-            mean.lerp_(now.to(mean.dtype), step)
+            mean.lerp_(now.to(mean.dtype), step.to(mean.dtype))
 
     def _usual(self, scale, size):
         """What each camera usually shows, (V, C, H, W)."""
