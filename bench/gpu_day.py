@@ -292,8 +292,10 @@ def parse(arguments: list[str] | None):
     import torch
 
     from rigfuse.bench.operations import OPERATIONS
+    from rigfuse.kernels.runtime.extras import require
     from rigfuse.train.command_line import Parser, UsageError, check_new, choose
 
+    require("dev", "pytest")
     parser = Parser(__doc__, prog="gpu_day.py")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--parts", nargs="+", metavar="PART", help=f"only these of {', '.join(PARTS)}")

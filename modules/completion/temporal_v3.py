@@ -133,7 +133,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         for mean, x in zip(self.usual.unflatten(0, (len(features), -1)), features):
             total = torch.einsum("bv,bvchw->vchw", present, x.to(present.dtype))
             now = F.adaptive_avg_pool2d(total / count.clamp(min=1)[:, None, None, None], mean.shape[-2:])
-            mean.lerp_(now, step)
+            mean.lerp_(now, step.to(mean.dtype))
 
     def _usual(self, scale, camera, like):
         """What the cameras (N,) usually show, of the size and dtype of `like`: (N, C, H, W)."""
