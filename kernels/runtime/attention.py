@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import architecture
+from . import launch
 
 
 @triton.jit
@@ -70,4 +70,4 @@ def dot_precision(dtype: torch.dtype, device: torch.device) -> str:
         return "ieee"
     if torch.get_float32_matmul_precision() != "highest":
         return "tf32"
-    return "tf32x3" if architecture(device).startswith("sm_") else "ieee"
+    return "tf32x3" if launch.architecture(device).startswith("sm_") else "ieee"

@@ -23,6 +23,7 @@ class TemporalConfig:
     queue_length: Count = 4  # moments of history
     kv_downsample: Count = 4  # side of the square of warped cells that is averaged into one key
     stride: Count = 32  # image pixels per feature cell
+    motion: bool = True  # V1 and V2: False looks at the same cell of the past, as if nothing had moved
     max_offset: NonNegative = 2.0  # bound of the learned refinement of the warp, cells
     max_gap: Positive = 2.0  # seconds between moments after which a history is stale
     history_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None  # of stored history; None = as it is

@@ -88,7 +88,7 @@ class MotionCompensatedTemporalCompletion(TemporalStage):
         super().__init__(channels, config, cameras=cameras, topology=topology)
         if config.kv_downsample < 1:
             raise ValueError(f"kv_downsample is {config.kv_downsample}, needs at least 1")
-        self.kv_downsample, self.max_offset = config.kv_downsample, config.max_offset
+        self.kv_downsample, self.max_offset, self.motion = config.kv_downsample, config.max_offset, config.motion
         self.register_buffer("depths", torch.tensor(config.depths, dtype=torch.float32), persistent=False)
 
         self.attention = CameraAttention(channels, len(self.cameras), heads=config.heads)
@@ -190,6 +190,8 @@ class MotionCompensatedTemporalCompletion(TemporalStage):
             past_T_now,
             stride=self.stride,
         )
+        if not self.motion:
+            projection = torch.eye(3, 4).expand_as(projection)
         features = past.maps(listed)
         return multi_depth_warp(
             features,

@@ -15,7 +15,7 @@ from ...claims import ACCURACY, FAILS, HOLDS, RUN_MEMORY, RUN_SPEED, UNSURE
 from ...record import RecordOptions, Run, by_config, markdown, spread
 from . import pictures
 from .baselines import random_features
-from .evaluate import BASELINES, Score, evaluate_completion, scenarios
+from .evaluate import BASELINES, Scenario, Score, evaluate_completion, scenarios
 
 FIGURES = dict(
     relative_l2="Relative L2 error of the absent cameras' features (0 = as if they were there)",
@@ -89,8 +89,9 @@ def sections(runs: Sequence[Run], folder: Path, options: RecordOptions) -> list[
     ]
 
 
-def score_run(run: Run, options: RecordOptions) -> CompletionRun:
-    """Evaluates a run's checkpoint on up to `options.windows` validation windows, spread evenly."""
+def score_run(run: Run, options: RecordOptions, which: Sequence[Scenario] | None = None) -> CompletionRun:
+    """Evaluates a run's checkpoint on up to `options.windows` validation windows, spread evenly, in the scenarios
+    `which`; None = every one of `scenarios`."""
     settings, model = run.settings, run.saved.build_model(options.device)
     _, validation = settings.build_data()
     stride = max(1, len(validation) // options.windows)
@@ -101,7 +102,7 @@ def score_run(run: Run, options: RecordOptions) -> CompletionRun:
             options.progress(f"{run.folder.name}: window {count} of {len(chosen)}")
             yield settings.collate([validation[0, index]]).to(options.device)
 
-    which = scenarios(model.dropout.cameras, settings.data.history)
+    which = scenarios(model.dropout.cameras, settings.data.history) if which is None else which
     constant = constant_of(run, model)
     scores = evaluate_completion(model, batches(), which, settings.model.temporal.depths, constant)
     return CompletionRun(run.folder, run.saved, run.log, scores, random_features(model))
