@@ -1,7 +1,6 @@
 """The driving network with completion in front: missing cameras are completed before the head sees the maps."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import nn
@@ -11,11 +10,9 @@ from ..completion.cascade import CascadeConfig, CompletionCascade
 from ..completion.planning_guided import PlanningConfig
 from ..completion.stage import TemporalConfig
 from ..completion.vae import VAEConfig
-from ..rig import NUSCENES_CAMERAS, RigFrame
+from ..rig import NUSCENES_CAMERAS
 from .depth import DepthBranch
-from .head import DriveOutput
 from .network import SparseDriveConfig, padded
-from .results import ResultConfig, choose_plans
 
 
 @dataclass
@@ -26,8 +23,6 @@ class CompletedDriveConfig(SparseDriveConfig):
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     planning: PlanningConfig = field(default_factory=PlanningConfig)
-    # Of stage 3: none; the plan of the moment before, which inference has too; or the way that was driven, in training.
-    trajectory: Literal["none", "predicted", "ground_truth"] = "none"
 
     @property
     def cascade(self) -> CascadeConfig:
@@ -41,13 +36,11 @@ class CompletedDriveConfig(SparseDriveConfig):
         self.cascade.validate()
         if tuple(self.head.cameras) != NUSCENES_CAMERAS:
             raise ValueError(f"head.cameras are {self.head.cameras}, completion needs {NUSCENES_CAMERAS}")
-        if self.trajectory == "predicted" and not self.head.with_motion:
-            raise ValueError("trajectory is 'predicted', needs head.with_motion")
 
     def build(self) -> "CompletedDrive":
         self.head.levels = len(self.backbone.strides)
         head, depth = self.head.build(), DepthBranch(self.depth, self.head.channels)
-        return CompletedDrive(self.cascade.build(), head, depth, self.trajectory)
+        return CompletedDrive(self.cascade.build(), head, depth)
 
 
 class CompletedDrive(CompletionCascade):
@@ -58,12 +51,12 @@ class CompletedDrive(CompletionCascade):
     Args:
         cascade: whose backbone and stages are taken.
         head, depth: as of `SparseDrive`.
-        trajectory: see `CompletedDriveConfig`.
     """
 
-    def __init__(self, cascade: CompletionCascade, head: nn.Module, depth: DepthBranch, trajectory: str = "none"):
+    def __init__(self, cascade: CompletionCascade, head: nn.Module, depth: DepthBranch):
         super().__init__(cascade.backbone, cascade.dropout, cascade.temporal, cascade.vae, cascade.planning)
-        self.head, self.depth, self.trajectory = head, depth, trajectory
+        self.trajectory_source, self.vae_at_inference = cascade.trajectory_source, cascade.vae_at_inference
+        self.head, self.depth = head, depth
         self.backend = cascade.backend
 
     def _maps(self, images):
@@ -73,27 +66,3 @@ class CompletedDrive(CompletionCascade):
     def image_size(self, images: torch.Tensor) -> tuple[int, int]:
         """Height and width of the images that the maps are of."""
         return tuple(padded(images[:1, :1], self.backbone.strides[-1]).shape[-2:])
-
-    def trajectory_of(
-        self, driven: torch.Tensor | None, last: tuple[DriveOutput, RigFrame] | None, command: torch.Tensor,
-        frame: RigFrame,
-    ) -> torch.Tensor | None:  # fmt: skip
-        """What stage 3 is told about where the vehicle goes, (B, F, 2) metres in the present ego frame.
-
-        Args:
-            driven: (B, F, 2) places that were driven; None in inference.
-            last: output and frame of the moment before.
-            command: (B,), see `read_results`.
-            frame: of the present.
-        """
-        if self.trajectory == "ground_truth":
-            return driven
-        if self.trajectory == "none" or last is None:
-            return None
-        output, then = last
-        _, plan = choose_plans(output, command, self.head.config.ego, ResultConfig(rescore=False))
-        now_T_then = torch.linalg.solve(frame.world_T_ego, then.world_T_ego).to(plan)
-        moved = plan @ now_T_then[:, :2, :2].mT + now_T_then[:, None, :2, 3]
-        # Another drive has no plan of before.
-        same = torch.tensor([a == b for a, b in zip(then.scene, frame.scene)], device=plan.device)
-        return moved.masked_fill(~same[:, None, None], torch.nan)

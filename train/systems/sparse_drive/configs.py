@@ -68,6 +68,7 @@ def _completed(base: DriveExperiment) -> CompletedExperiment:
     """The same with completion in front: a longer history, cameras that go missing more and more often."""
     model = CompletedDriveConfig(base.model.backbone, base.model.head, base.model.depth)
     model.dropout.ramp_steps = 5000
+    model.planning.trajectory_source = "none"  # the way that was driven makes plans worse
     shared = {f.name: getattr(base, f.name) for f in fields(DriveExperiment) if f.name not in ("model", "losses")}
     experiment = CompletedExperiment(model=model, **shared)
     experiment.data.history = model.temporal.queue_length = 2  # inference remembers as much as training

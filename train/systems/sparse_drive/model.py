@@ -76,7 +76,7 @@ class CompletedModel(CompletedDrive):
     def of(cls, config: CompletedDriveConfig, matching: LossConfig) -> "CompletedModel":
         """Builds the network of a configuration."""
         built = config.build()
-        model = cls(built, built.head, built.depth, built.trajectory)
+        model = cls(built, built.head, built.depth)
         model.matching = matching
         return model
 
@@ -85,20 +85,19 @@ class CompletedModel(CompletedDrive):
         size, last = self.image_size(batch.images[:, -1]), len(batch.frames) - 1
         missing = self.dropout.faults(*batch.images.shape[:2]).cpu()
         history = None if self.temporal is None else self.temporal.new_history()
-        state, before, command = None, None, batch.truth.command
+        state = None
         for step, frame in enumerate(batch.frames):
             with torch.set_grad_enabled(torch.is_grad_enabled() and step == last):
                 original, teacher = self._see(batch.images[:, step], missing[:, step])
                 absent = missing[:, step].to(original[0].device)
                 driven = batch.truth.ego_future.cumsum(1) if step == last else None
-                way = self._with_dropout(self.trajectory_of(driven, before, command, frame))
+                way = self.trajectory(batch.frames[max(step - 1, 0) : step + 1], driven)
                 features, importance, losses = self.complete(
                     original, absent, frame, history, trajectory=way, teacher=teacher
                 )
                 if history is not None:
                     history.push(self.for_temporal(original), absent, frame)
                 output, state = self.head(features, frame, size, state, ego_status=batch.status[:, step])
-                before = output, frame
         losses = losses | consistency_losses(features, teacher, absent, importance)
         losses = losses | drive_losses(output, batch.truth, self.head.config, self.matching).total
         return TrainingOutput(losses | depth_loss(self.depth, original, batch, absent), output)
