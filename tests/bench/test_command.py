@@ -172,6 +172,7 @@ def stop_when_timing(monkeypatch, mode, how):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch, capsys, how):
     out, before = tmp_path / "out", signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without it
     stop_when_timing(monkeypatch, "fwd-bwd", lambda: os.kill(os.getpid(), how))
     assert command("--compare", "v1", "v2", "--scope", "attention", "--out", out) == 130
     measured = {(row["provider"], row["mode"]) for row in rows_of(out) if row["metric"] == "time_ms"}

@@ -77,7 +77,7 @@ def sections(runs: Sequence[Run], folder: Path, options: RecordOptions) -> list[
         "## Completion of missing cameras: verdicts\n",
         *(f"**{run.folder.name}: {line}**\n" for run in scored for line in run.remarks),
         markdown(verdicts(groups)),
-        "Variance explained about the constant by camera, mean over the scales:\n",
+        "## Variance explained about the constant by camera, mean over the scales\n",
         markdown(explained_table(groups)),
         f"Evaluated on {device}, torch {torch.__version__}, validation windows of {windows}.\n",
         *(
@@ -214,7 +214,7 @@ def _cases(run: CompletionRun) -> dict[str, list[str]]:
 
 
 def _beats_the_constant(runs: Sequence[CompletionRun], chosen: Sequence[str]) -> tuple[str, str]:
-    """The worst scenario and scale, by the mean over the seeds."""
+    """The worst scenario and scale, by the mean over the seeds, three or no verdict."""
     figures = {
         (name, stride): statistics.mean(run.figure(name, "completed", "explained", stride) for run in runs)
         for name in chosen
@@ -224,6 +224,8 @@ def _beats_the_constant(runs: Sequence[CompletionRun], chosen: Sequence[str]) ->
         return "—", UNSURE
     worst = min(figures, key=figures.get)
     text = f"worst: {worst[0]}, stride {worst[1]}, explains {figures[worst]:+.3f}"
+    if len(runs) < 3:
+        return text, UNSURE
     return text, HOLDS if figures[worst] > 0 else FAILS
 
 
