@@ -173,22 +173,45 @@ def _corner(features, first, left, top, source_h, source_w, offs_c, mask_c, RIGH
 
 
 @triton.jit
+def _gather(
+    acc, features, first, left, top, fx, fy, w, source_h, source_w, offs_c, channels, NEAREST: tl.constexpr
+):  # fmt: skip
+    """acc [cells, channels] and what the cells find at one location each, weighted by w [cells]."""
+    for corner in tl.static_range(1 if NEAREST else 4):
+        inside, f = _corner(
+            features, first, left, top, source_h, source_w, offs_c, offs_c < channels, corner % 2, corner // 2
+        )
+        share = _share(inside, fx, fy, w, corner % 2, corner // 2)
+        acc += share[:, None] * f.to(acc.dtype)
+    return acc
+
+
+@triton.jit
+def _share(inside, fx, fy, w, RIGHT: tl.constexpr, DOWN: tl.constexpr):
+    """[cells]: a corner's share of the sample times the weight; zero outside."""
+    share = (fx if RIGHT else 1 - fx) * (fy if DOWN else 1 - fy)
+    return tl.where(inside, share * w, 0.0)
+
+
+@triton.jit
 def multi_depth_warp_forward(
     features, projection, depths, weights, offsets, source_index, warped, coverage,
     sources, channels, source_h, source_w, depth_count, height, width, min_depth: tl.float64,
     EACH: tl.constexpr, NEAREST: tl.constexpr, ACC_DTYPE: tl.constexpr,
-    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    blocks_c = tl.maximum(tl.cdiv(channels, BLOCK_C), 1)
+    """Of a tile of target cells BLOCKS · BLOCK_C channels, in up to 4 sums, so that a location is found once for all
+    and few threads find the same one."""
+    blocks_c = tl.maximum(tl.cdiv(channels, BLOCKS * BLOCK_C), 1)
     tiles = tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
     pid = tl.program_id(0)
     block_c, tile, n = pid % blocks_c, pid // blocks_c % tiles, (pid // blocks_c // tiles).to(tl.int64)
-    offs_c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
-    mask_c = offs_c < channels
+    offs_c = block_c * BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)  # [BLOCK_C]
     v, u, mask_p = _tile(tile, tl.arange(0, TILE_H * TILE_W), height, width, TILE_H, TILE_W)  # [TILE_H · TILE_W]
     s, reads = _source(source_index, n, 0, sources, mask_p)
 
     acc = tl.zeros([TILE_H * TILE_W, BLOCK_C], dtype=ACC_DTYPE)
+    acc1, acc2, acc3 = acc, acc, acc
     covered = tl.zeros([TILE_H * TILE_W], dtype=ACC_DTYPE)
     inverse = _inverse(depth_count, ACC_DTYPE)
     for d in range(depth_count):
@@ -199,18 +222,34 @@ def multi_depth_warp_forward(
         )
         w = _blend(weights, n, d, v, u, mask_p, inverse, ACC_DTYPE)
         first = _cells(features, s, top, left)
+        at = (features, first, left, top, fx, fy, w, source_h, source_w)
+        acc = _gather(acc, *at, offs_c, channels, NEAREST)
+        if BLOCKS > 1:
+            acc1 = _gather(acc1, *at, offs_c + BLOCK_C, channels, NEAREST)
+        if BLOCKS > 2:
+            acc2 = _gather(acc2, *at, offs_c + 2 * BLOCK_C, channels, NEAREST)
+            acc3 = _gather(acc3, *at, offs_c + 3 * BLOCK_C, channels, NEAREST)
         for corner in tl.static_range(1 if NEAREST else 4):
-            inside, f = _corner(features, first, left, top, source_h, source_w, offs_c, mask_c, corner % 2, corner // 2)
-            share = (fx if corner % 2 else 1 - fx) * (fy if corner // 2 else 1 - fy)  # [cells]
-            share = tl.where(inside, share * w, 0.0)
-            acc += share[:, None] * f.to(ACC_DTYPE)
-            covered += share
+            column, row = left + corner % 2, top + corner // 2
+            inside = (column >= 0) & (column < source_w) & (row >= 0) & (row < source_h)
+            covered += _share(inside, fx, fy, w, corner % 2, corner // 2)
 
-    out = _cells(warped, n, v, u)[:, None] + offs_c.to(tl.int64)[None, :] * warped.channel
-    tl.store(out, acc, mask=mask_p[:, None] & mask_c[None, :])
+    out = _cells(warped, n, v, u)
+    _put(warped, out, offs_c, channels, mask_p, acc)
+    if BLOCKS > 1:
+        _put(warped, out, offs_c + BLOCK_C, channels, mask_p, acc1)
+    if BLOCKS > 2:
+        _put(warped, out, offs_c + 2 * BLOCK_C, channels, mask_p, acc2)
+        _put(warped, out, offs_c + 3 * BLOCK_C, channels, mask_p, acc3)
     if block_c == 0:
         cover = coverage.ptr + n * coverage.target + v.to(tl.int64) * coverage.row + u * coverage.column
         tl.store(cover, covered, mask=mask_p)
+
+
+@triton.jit
+def _put(warped, out, offs_c, channels, mask_p, values):
+    pointers = out[:, None] + offs_c.to(tl.int64)[None, :] * warped.channel
+    tl.store(pointers, values, mask=mask_p[:, None] & (offs_c < channels)[None, :])
 
 
 @triton.jit
@@ -457,7 +496,7 @@ def launch_forward(
     depths, offsets, count, dtype, settings = _prepare(features, projection, depths, weights, offsets)
     config = configs.forward(*settings)
     tiles = triton.cdiv(height, config["TILE_H"]) * triton.cdiv(width, config["TILE_W"])
-    programs = targets * tiles * max(1, triton.cdiv(channels, config["BLOCK_C"]))
+    programs = targets * tiles * max(1, triton.cdiv(channels, config["BLOCKS"] * config["BLOCK_C"]))
     if programs:
         multi_depth_warp_forward[(programs,)](
             strided(Image, features), *_geometry(projection, depths, weights, offsets, source_index),
