@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from ..history import HistoryQueue, PyramidHistory
 from ..operations import OperationModule
@@ -111,3 +112,14 @@ class TemporalStage(OperationModule):
         for name, shape in dict(missing=missing.shape, frame=frame.image_T_ego.shape[:2]).items():
             if shape != features.shape[:2]:
                 raise ValueError(f"{name} has shape {tuple(shape)}, needs (B, V) = {tuple(features.shape[:2])}")
+
+
+def make_decoder(channels: int) -> nn.Sequential:
+    """What refines attended features (N, C, H, W): a depthwise convolution and a two-layer network in each cell."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+        nn.GroupNorm(1, channels),
+        nn.Conv2d(channels, 2 * channels, 1),
+        nn.GELU(),
+        nn.Conv2d(2 * channels, channels, 1),
+    )

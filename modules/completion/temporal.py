@@ -17,7 +17,7 @@ from ..history import HistoryFrame, HistoryQueue
 from ..maps import replace_maps
 from ..rig import NUSCENES_CAMERAS, RigFrame, relative_projection
 from ..topology import Topology
-from .stage import TemporalConfig, TemporalStage
+from .stage import TemporalConfig, TemporalStage, make_decoder
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,7 @@ class MotionCompensatedTemporalCompletion(TemporalStage):
         self.attention = CameraAttention(channels, len(self.cameras), heads=config.heads)
         self.offset = nn.Conv2d(channels, 2, 3, padding=1)
         self.depth = nn.Conv2d(channels, len(config.depths), 3, padding=1)
-        self.decoder = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
-            nn.GroupNorm(1, channels),
-            nn.Conv2d(channels, 2 * channels, 1),
-            nn.GELU(),
-            nn.Conv2d(2 * channels, channels, 1),
-        )
+        self.decoder = make_decoder(channels)
         self.gate = nn.Sequential(
             nn.Conv2d(2 * channels, channels // 4, 1), nn.GELU(), nn.Conv2d(channels // 4, 1, 3, padding=1)
         )

@@ -14,7 +14,7 @@ from ..maps import replace_maps
 from ..rig import NUSCENES_CAMERAS, RigFrame
 from ..topology import Topology
 from .sources import FAR_GROUND, Hypotheses, Sources, hypothesize, list_sources
-from .stage import TemporalConfig, TemporalStage
+from .stage import TemporalConfig, TemporalStage, make_decoder
 
 KINDS = 3  # of sources, see `Sources.kind`
 MOMENTUM = 0.02  # of the means of what each camera usually sees
@@ -73,13 +73,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         # What each camera usually sees, (scales · V, C, *grid): four axes, so that it can be channels_last.
         self.register_buffer("usual", torch.zeros(len(self.strides) * len(self.cameras), channels, *config.grid))
         self.register_buffer("counted", torch.zeros((), dtype=torch.int64))  # batches that the means are of
-        self.decoder = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
-            nn.GroupNorm(1, channels),
-            nn.Conv2d(channels, 2 * channels, 1),
-            nn.GELU(),
-            nn.Conv2d(2 * channels, channels, 1),
-        )
+        self.decoder = make_decoder(channels)
         others = [index for index in scales if index != self.coarse]
         self.lift = nn.ModuleDict({str(index): nn.Conv2d(2 * channels, channels, 1) for index in others})
         self.gate = nn.ModuleList(
