@@ -11,11 +11,14 @@ def forward(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
 def backward_query(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
     if itemsize < 4:
         return dict(BLOCK_M=64, BLOCK_N=32, num_warps=_warps(architecture, itemsize, dim), num_stages=2)
-    return _wide(architecture, itemsize, dim)
+    narrow = dict(BLOCK_N=16) if _row_bytes(itemsize, dim) < 256 else {}  # or sm_80 and sm_100 spill
+    return _wide(architecture, itemsize, dim) | narrow
 
 
 def backward_key(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
     block_n = 64 if itemsize < 4 and not (dim % 16 and architecture.startswith("sm_8")) else 32
+    if itemsize == 4 and _row_bytes(itemsize, dim) < 256:  # each product is three there
+        block_n = 16
     return dict(BLOCK_M=32, BLOCK_N=block_n, num_warps=_warps(architecture, itemsize, dim), num_stages=2)
 
 
