@@ -19,12 +19,12 @@ def forward(architecture: str, channels: int, channels_last: bool, dtype: torch.
         return dict(TILE_H=4, TILE_W=32, BLOCK_C=16, BLOCKS=1, num_warps=4)
     together = _channel_block(channels, 256)
     block_c = min(together, 128 if architecture.startswith("gfx") else 64)  # a warp of 64 lanes there
-    # Beyond 128 registers sm_80 spills with eight warps, sm_90 with four.
-    num_warps = 8 if architecture in ("sm_90", "sm_100") and dtype.itemsize == 2 and together > block_c else 4
-    width = max(8, 1024 // together)
-    return dict(
-        TILE_H=num_warps // 2, TILE_W=width, BLOCK_C=block_c, BLOCKS=together // block_c, num_warps=num_warps,
+    config = dict(
+        TILE_H=2, TILE_W=max(8, 1024 // together), BLOCK_C=block_c, BLOCKS=together // block_c, num_warps=4
     )  # fmt: skip
+    if architecture.startswith("sm_") and dtype.itemsize == 2:
+        config["maxnreg"] = 168  # or ptxas keeps to 128 and spills; three programs share a multiprocessor
+    return config
 
 
 def backward_target(architecture: str, channels: int, channels_last: bool, dtype: torch.dtype) -> dict[str, int]:
