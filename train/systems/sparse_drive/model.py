@@ -91,7 +91,7 @@ class CompletedModel(CompletedDrive):
                 original, teacher = self._see(batch.images[:, step], missing[:, step])
                 absent = missing[:, step].to(original[0].device)
                 driven = batch.truth.ego_future.cumsum(1) if step == last else None
-                way = self.trajectory(batch.frames[max(step - 1, 0) : step + 1], driven)
+                way = self.guidance(batch.frames[max(step - 1, 0) : step + 1], driven)
                 features, importance, losses = self.complete(
                     original, absent, frame, history, trajectory=way, teacher=teacher
                 )
