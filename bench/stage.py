@@ -159,8 +159,7 @@ def temporal_call(problem: Problem, implementation: str, topology: str, dtype: t
 
     leaves = dict(features=features, **dict(module.named_parameters()))
     why_not = "stage 1 chooses its maps on the CPU"
-    jumps = frozenset(name for name in leaves if name.startswith("offset."))
-    return Call(run, leaves, problem.grad.to(dtype), reset, capturable=why_not, jumps=jumps)
+    return Call(run, leaves, problem.grad.to(dtype), reset, capturable=why_not, jumps=jumping(leaves))
 
 
 def block_table(problem: Problem, topology: str) -> torch.Tensor:
@@ -207,3 +206,10 @@ def attention_floor(problem: Problem, topology: str, dtype: torch.dtype) -> Floo
     listed_keys = int((table >= 0).sum()) * inputs["key"].shape[1]
     flops = 4 * problem.case.cells * listed_keys * problem.case.channels
     return traffic_floor(moved, [grad], moved, flops)
+
+
+def jumping(leaves, prefix: str = "") -> frozenset[str]:
+    """The names of what a warp's learned offsets are formed from: their layer and, of the cells, camera and place."""
+    offsets = {name for name in leaves if name.startswith(f"{prefix}offset.")}
+    encoding = {name for name in leaves if offsets and name.startswith(f"{prefix}attention.encoding.")}
+    return frozenset(offsets | encoding)

@@ -17,7 +17,7 @@ from ..train.systems import experiment
 from ..train.systems.completion.experiment import CompletionExperiment
 from .geometry import GEOMETRY, moments, rig_of
 from .implementations import operations_of
-from .stage import CAMERAS, Case
+from .stage import CAMERAS, Case, jumping
 from .workload import Call, Unavailable
 
 
@@ -130,7 +130,7 @@ def step_call(step: Step, implementation: str, topology: str, dtype: torch.dtype
         torch.ones((), dtype=torch.float32, device=step.device),  # losses are float32 in every dtype
         reset,
         capturable="the cascade chooses its maps on the CPU",
-        jumps=frozenset(name for name in leaves if name.startswith("temporal.offset.")),
+        jumps=jumping(leaves, "temporal."),
         optimizer=optimizer,
         clip=settings.optim.clip or math.inf,
     )

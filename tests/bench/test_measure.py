@@ -125,6 +125,15 @@ def test_a_gradient_that_jumps_is_held_to_the_ceiling_alone():
     assert "gradient of other" in errors(0.0, 1e-4).excess(torch.float32, plain)
 
 
+def test_no_gradient_errs_more_than_the_worst_of_plain_pytorch():
+    def errors(first, second):
+        return correctness.Errors(dict(output=1e-7), dict(first=first, second=second))
+
+    plain = errors(1e-6, 1e-5)
+    assert errors(9e-6, 1e-5).excess(torch.float32, plain) == ""
+    assert "gradient of first" in errors(2e-5, 1e-5).excess(torch.float32, plain)
+
+
 HOLDS, FAILS, UNSURE, ABSENT = claims.HOLDS, claims.FAILS, claims.UNSURE, claims.ABSENT
 
 
