@@ -5,6 +5,8 @@ from ..modules.topology import Topology
 from ..train.data import Drive
 from .workload import Unavailable
 
+GEOMETRY = "geometry"  # in place of a topology: stage 1 is V3
+
 
 def rig_of(drives: list[Drive]) -> Rig:
     """The rig of these drives, which all have the same cameras, as it was first."""
@@ -12,7 +14,11 @@ def rig_of(drives: list[Drive]) -> Rig:
 
 
 def topology_of(name: str, rig: Rig) -> Topology:
-    """A topology by its name. Neighbours are nuScenes' where the cameras are, else those whose views overlap."""
+    """A topology by its name. Neighbours are nuScenes' where the cameras are, else those whose views overlap.
+
+    "geometry", which is V3's, has the neighbours too.
+    """
+    name = "neighbours" if name == GEOMETRY else name
     if name == "neighbours" and not set(rig.names) <= set(NUSCENES_CAMERAS):
         return Topology.from_calibration(rig)
     return Topology.named(name, rig.names)

@@ -16,6 +16,8 @@ the commit. --rehearse does on a CPU what can be done there.
 """
 
 import contextlib
+import itertools
+import json
 import os
 import shutil
 import signal
@@ -32,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = dict(tests=180, operations=240, compare=150, sanitizer=90, profile=60)  # at most, of ten minutes
 ENDS_IN = 15  # seconds that a command gets to write down what it has
 LEAST = 5  # seconds with which it is worth to begin
+INTERRUPTED = 130  # exit status
 PROFILED = 3  # operations
 SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis", "WarpStateStats")
 
@@ -80,6 +83,25 @@ class Day:
 
     def bench(self, arguments: list[str], log: str, seconds: float) -> int | None:
         return self.run([sys.executable, ROOT / "bench" / "run.py", *arguments], log, seconds)
+
+    def bench_in_turn(self, commands: list[list[str]], log: str, seconds: float) -> list[int]:
+        """Runs bench/run.py with each of these arguments; returns the exit status of those that were begun.
+
+        One process for all, and a new one after a failure: the next command on a broken device would fail too.
+        """
+        plan, told, end = self.out / "commands.json", self.out / "statuses.txt", time.time() + seconds
+        done: list[int] = []
+        while len(done) < len(commands) and (left := end - time.time()) > LEAST:
+            plan.write_text(json.dumps(commands[len(done) :]))
+            told.write_text("")
+            status = self.run([sys.executable, ROOT / "bench" / "in_turn.py", plan, end, told], log, left + ENDS_IN)
+            begun = [int(line) for line in told.read_text().split()]
+            if not begun and status != 0:  # it was ended in its first command, or could not begin
+                begun = [INTERRUPTED if status is None else status]
+            done += begun
+            if not begun or status is None:
+                break
+        return done
 
     def pytest(self, arguments: list[str], log: str, seconds: float) -> int | None:
         workers = ["-n", str(min(12, os.cpu_count() or 1)), "--dist", "worksteal"] if _installed("xdist") else []
@@ -131,24 +153,20 @@ def run_operations(day: Day, part: Part, seconds: float) -> None:
     from rigfuse.bench.operation import COMPILED
     from rigfuse.bench.operations import OPERATIONS
 
-    passes = []
+    names, commands = [], []
     for compiled in (False, True):
         for operation in OPERATIONS.values():
             peers = [name for name in operation.all_peers if (name in COMPILED) == compiled]
             peers = [name for name in peers if day.peers is None or name in day.peers]
             if peers or not compiled:
-                passes.append((operation, peers, "compiled" if compiled else "operations"))
-    end = time.monotonic() + seconds
-    for number, (operation, peers, folder) in enumerate(passes):
-        left = (end - time.monotonic()) / (len(passes) - number)
-        if left < LEAST:
-            part.lines.append(f"{operation.name} with {', '.join(peers) or 'no peer'}: no time left")
-            continue
-        cases = operation.that_matter if day.device == "cuda" else ("tiny",)
-        out = day.out / folder / operation.name
-        command = ["--op", operation.name, "--case", *cases, "--quick", "--device", day.device, "--out", out, "--peers"]
-        status = day.bench([*command, *peers], f"{folder}/{operation.name}.log", left)
-        part.lines.append(f"{operation.name} with {', '.join(peers) or 'no peer'}: {_outcome(status)}")
+                cases = operation.that_matter if day.device == "cuda" else ("tiny",)
+                out = day.out / ("compiled" if compiled else "operations") / operation.name
+                what = ["--op", operation.name, "--case", *cases, "--quick", "--device", day.device]
+                commands.append([*what, "--out", str(out), "--peers", *peers])
+                names.append(f"{operation.name} with {', '.join(peers) or 'no peer'}")
+    statuses = day.bench_in_turn(commands, "operations.log", seconds)
+    begun = [_outcome(None if status == INTERRUPTED else status) for status in statuses]
+    part.lines += [f"{name}: {what}" for name, what in itertools.zip_longest(names, begun, fillvalue="no time left")]
 
 
 def run_compare(day: Day, part: Part, seconds: float) -> None:
@@ -274,8 +292,10 @@ def parse(arguments: list[str] | None):
     import torch
 
     from rigfuse.bench.operations import OPERATIONS
+    from rigfuse.kernels.runtime.extras import require
     from rigfuse.train.command_line import Parser, UsageError, check_new, choose
 
+    require("dev", "pytest")
     parser = Parser(__doc__, prog="gpu_day.py")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--parts", nargs="+", metavar="PART", help=f"only these of {', '.join(PARTS)}")

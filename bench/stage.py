@@ -4,12 +4,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ..modules.completion.temporal import MotionCompensatedTemporalCompletion, TemporalConfig, plan_attention
+from ..modules.completion.stage import TemporalConfig
+from ..modules.completion.temporal import MotionCompensatedTemporalCompletion, plan_attention
+from ..modules.completion.temporal_v3 import MotionCompensatedTemporalCompletionV3
 from ..modules.history import HistoryFrame
 from ..modules.rig import NUSCENES_CAMERAS, Rig, RigFrame
 from ..train.data import Drive
+from ..train.systems import experiment
 from .floors import traffic_floor
-from .geometry import moments, rig_of, topology_of
+from .geometry import GEOMETRY, moments, rig_of, topology_of
 from .implementations import operation_of, operations_of
 from .workload import Call, Floor
 
@@ -82,7 +85,7 @@ class Problem:
     history: list[torch.Tensor]
     missing: torch.Tensor  # (B, V) bool on the CPU: who is missing decides what is launched
     frames: list[RigFrame]  # of the history, then of the present
-    weights: dict[str, torch.Tensor]
+    weights: dict[bool, dict[str, torch.Tensor]]  # of V1 and V2, and (True) of V3
     grad: torch.Tensor
     device: torch.device
 
@@ -98,15 +101,22 @@ def make_problem(case: Case, device: torch.device, drives: list[Drive]) -> Probl
     missing = torch.zeros(shape[:2], dtype=torch.bool)
     for sample in range(case.batch):
         missing[sample, case.missing_cameras(sample, shape[1])] = True
+    weights = {topology == GEOMETRY: _weights(case, rig, topology) for topology in ("global", GEOMETRY)}
+    history = [maps() for _ in range(case.moments)]
+    frames = moments(case, drives)
+    return Problem(case, rig, maps(), history, missing, frames, weights, maps(), device)
+
+
+def _weights(case, rig, topology):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = _module(case, rig, "global")
+        module = _module(case, rig, topology)
         for parameter in module.parameters():
             if not parameter.any():  # what training starts from zero would hide everything before it from the check
                 torch.nn.init.normal_(parameter, std=1e-2)
-    history = [maps() for _ in range(case.moments)]
-    frames = moments(case, drives)
-    return Problem(case, rig, maps(), history, missing, frames, module.state_dict(), maps(), device)
+        if topology == GEOMETRY:
+            torch.nn.init.normal_(module.usual)
+    return module.state_dict()
 
 
 def _module(case, rig, topology):
@@ -118,6 +128,9 @@ def _module(case, rig, topology):
         stride=case.stride,
     )
     settings = dict(cameras=rig.names, topology=topology_of(topology, rig))
+    if topology == GEOMETRY:  # in evaluation, or each call would change what a camera usually sees
+        config.depths = experiment("completion_v3").model.temporal.depths
+        return MotionCompensatedTemporalCompletionV3(case.channels, (case.stride,), config, **settings).eval()
     return MotionCompensatedTemporalCompletion(case.channels, config, **settings)
 
 
@@ -126,7 +139,7 @@ def temporal_call(problem: Problem, implementation: str, topology: str, dtype: t
     training; float64 is float64 throughout."""
     half = dtype in (torch.float16, torch.bfloat16)
     module = _module(problem.case, problem.rig, topology).to(problem.device, torch.float32 if half else dtype)
-    module.load_state_dict(problem.weights)
+    module.load_state_dict(problem.weights[topology == GEOMETRY])
     features = problem.features.to(dtype).requires_grad_()
     history = [past.to(dtype) for past in problem.history]
     available = torch.zeros_like(problem.missing)
@@ -136,10 +149,12 @@ def temporal_call(problem: Problem, implementation: str, topology: str, dtype: t
     def reset():
         module.reset_history()
         for past, frame in zip(history, past_frames):
-            module.history.push(past, available, frame)
+            module.history.push([past] if module.every_scale else past, available, frame)
 
     def run():
         with operations, torch.autocast(problem.device.type, dtype=dtype if half else None, enabled=half):
+            if module.every_scale:
+                return module([features], problem.missing, present)[0]
             return module(features, problem.missing, present)
 
     leaves = dict(features=features, **dict(module.named_parameters()))

@@ -15,7 +15,7 @@ from ..train.data import Drive
 from ..train.optim import build_optimizer
 from ..train.systems import experiment
 from ..train.systems.completion.experiment import CompletionExperiment
-from .geometry import moments, rig_of
+from .geometry import GEOMETRY, moments, rig_of
 from .implementations import operations_of
 from .stage import CAMERAS, Case
 from .workload import Call, Unavailable
@@ -28,7 +28,7 @@ class Step:
     settings: CompletionExperiment
     window: RigWindow  # float32 on the device
     missing: torch.Tensor  # (B, V) bool
-    weights: dict[str, torch.Tensor]
+    weights: dict[bool, dict[str, torch.Tensor]]  # of V1 and V2, and (True) of V3
     device: torch.device
 
 
@@ -72,21 +72,37 @@ def make_step(case: Case, device: torch.device, drives: list[Drive]) -> Step:
     missing = torch.zeros(case.batch, CAMERAS, dtype=torch.bool)
     for sample in range(case.batch):
         missing[sample, case.missing_cameras(sample, CAMERAS)] = True
+    weights = {geometry: _weights(_of_version(settings, geometry)) for geometry in (False, True)}
+    return Step(settings, window, missing, weights, device)
+
+
+def _of_version(settings, geometry):
+    """The settings of V1 and V2, or of V3 as its experiment has them."""
+    if not geometry:
+        return settings
+    settings, v3 = deepcopy(settings), experiment("completion_v3")
+    settings.model.temporal.geometry, settings.model.temporal.depths = True, v3.model.temporal.depths
+    settings.model.vae.enable, settings.model.planning.enable = v3.model.vae.enable, v3.model.planning.enable
+    settings.losses, settings.optim.multipliers = v3.losses, v3.optim.multipliers
+    return settings
+
+
+def _weights(settings):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = settings.build_model()
         for parameter in model.parameters():
             if not parameter.any():  # what training starts from zero would hide everything before it from the check
                 nn.init.normal_(parameter, std=1e-2)
-    return Step(settings, window, missing, model.state_dict(), device)
+    return model.state_dict()
 
 
 def step_call(step: Step, implementation: str, topology: str, dtype: torch.dtype) -> TrainingStep:
-    """The step of V1 ("global") or V2 ("neighbours"), on one of `IMPLEMENTATIONS`."""
+    """The step of V1 ("global"), V2 ("neighbours") or V3 ("geometry"), on one of `IMPLEMENTATIONS`."""
     half = dtype in (torch.float16, torch.bfloat16)
-    operations = operations_of(implementation)
-    model = _model(step, topology).to(torch.float32 if half else dtype)
-    optimizer = build_optimizer(model, step.settings.optim)  # freezes what the experiment freezes
+    operations, settings = operations_of(implementation), _of_version(step.settings, topology == GEOMETRY)
+    model = _model(step, settings, topology).to(torch.float32 if half else dtype)
+    optimizer = build_optimizer(model, settings.optim)  # freezes what the experiment freezes
     window = step.window
     if dtype == torch.float64:
         window = RigWindow(window.images.double(), window.frames, window.trajectory)
@@ -95,15 +111,18 @@ def step_call(step: Step, implementation: str, topology: str, dtype: torch.dtype
     def run():
         with operations, torch.autocast(step.device.type, dtype=dtype if half else None, enabled=half):
             losses = model(window, drop=step.missing).losses
-        weights = step.settings.losses
-        return sum(weights[name] * loss for name, loss in losses.items()), *losses.values()
+        return sum(settings.losses[name] * loss for name, loss in losses.items()), *losses.values()
 
     def run_in_float64():
         with NoiseOfFloat32():
             return run()
 
+    learned = {name: buffer.clone() for name, buffer in model.temporal.named_buffers()}
+
     def reset():
         torch.manual_seed(0)  # of the VAE's noise
+        for name, buffer in model.temporal.named_buffers():
+            buffer.copy_(learned[name])
 
     return TrainingStep(
         run_in_float64 if dtype == torch.float64 else run,
@@ -113,14 +132,14 @@ def step_call(step: Step, implementation: str, topology: str, dtype: torch.dtype
         capturable="the cascade chooses its maps on the CPU",
         jumps=frozenset(name for name in leaves if name.startswith("temporal.offset.")),
         optimizer=optimizer,
-        clip=step.settings.optim.clip or math.inf,
+        clip=settings.optim.clip or math.inf,
     )
 
 
-def _model(step: Step, topology) -> CompletionCascade:
-    config = deepcopy(step.settings.model)
-    config.temporal.topology = topology
+def _model(step: Step, settings, topology) -> CompletionCascade:
+    config = deepcopy(settings.model)
+    config.temporal.topology = "neighbours" if topology == GEOMETRY else topology
     model = config.build().to(step.device)
     model.trajectory_dropout = 0.0  # every sample takes all paths
-    model.load_state_dict(step.weights)
+    model.load_state_dict(step.weights[topology == GEOMETRY])
     return model.train()

@@ -75,6 +75,12 @@ class HistoryQueue:
         """Forgets everything."""
         self._frames.clear()
 
+    def fork(self) -> "HistoryQueue":
+        """A queue with the same moments, which goes on by itself. Nothing is copied: nothing stored is written to."""
+        other = HistoryQueue(self.length, self.dtype, self.max_gap)
+        other._frames.extend(self._frames)
+        return other
+
     def prepare(self, frame: RigFrame, features: torch.Tensor) -> None:
         """Forgets what cannot be the past of `frame`; a second time it changes nothing.
 
@@ -149,6 +155,12 @@ class PyramidHistory:
         """Forgets everything."""
         for queue in self.queues:
             queue.clear()
+
+    def fork(self) -> "PyramidHistory":
+        """The same moments in queues that go on by themselves."""
+        other = PyramidHistory(len(self.queues), pool=self.pool, length=self.length)
+        other.queues = [queue.fork() for queue in self.queues]
+        return other
 
     def prepare(self, frame: RigFrame, features: Sequence[torch.Tensor]) -> None:
         """Forgets what cannot be the past of `frame`, see `HistoryQueue.prepare`."""

@@ -9,6 +9,9 @@ import os
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: threads in them would only get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest_plugins = ["support.fixtures"]
 
 

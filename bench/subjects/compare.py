@@ -8,12 +8,12 @@ import torch
 from ...train.claims import RUN_MEMORY, RUN_SPEED, STAGE_MEMORY, STAGE_SPEED
 from ...train.command_line import TextTable, UsageError
 from .. import claims
-from ..geometry import rig_of
+from ..geometry import GEOMETRY, rig_of
 from ..implementations import EAGER, REFERENCE, SDPA, TOOLKIT
 from ..results import Table
 from ..stage import CAMERAS, Case, attention_call, attention_floor, block_table, make_problem, temporal_call
 from ..subject import Place, Plan, Subject, chosen
-from ..workload import MODE_NAMES, MODES, STEP, Workload
+from ..workload import MODE_NAMES, MODES, STEP, Unavailable, Workload
 
 SCOPES = dict(
     attention="the attention alone: queries, keys and values in, attended values out",
@@ -36,9 +36,13 @@ PROVIDERS = {
     "v2-sdpa": Provider("neighbours", SDPA, "V2 as one writes it today"),
     "v1-fused": Provider("global", TOOLKIT, "V1 on this toolkit's operations"),
     "v2-eager": Provider("neighbours", EAGER, "V2 in plain eager PyTorch"),
+    "v3": Provider(
+        GEOMETRY, TOOLKIT, "V3 on this toolkit's operations: geometry first, another function than V1 and V2"
+    ),
+    "v3-eager": Provider(GEOMETRY, EAGER, "V3 in plain eager PyTorch"),
 }
 GROUPS = {name: provider.topology for name, provider in PROVIDERS.items()}
-PLAIN = {"global": "v1", "neighbours": "v2-eager"}
+PLAIN = {"global": "v1", "neighbours": "v2-eager", GEOMETRY: "v3-eager"}
 
 _UPSTREAM = (256, 704)
 CASES = {
@@ -158,22 +162,29 @@ def judge(outcome, cases, modes, epsilon, cameras=CAMERAS) -> list[claims.Judged
 def make_workload(scope, case: Case, timed: tuple[str, ...], device: torch.device, drives) -> Workload:
     if scope == "step":
         return _step_workload(case, timed, device, drives)
+    groups, plain = GROUPS, PLAIN
+    if scope == "attention":  # V3's comes after its geometry, and has other keys
+        plain = {topology: name for topology, name in PLAIN.items() if topology != GEOMETRY}
+        groups = {name: topology for name, topology in GROUPS.items() if topology in plain}
+        timed = tuple(name for name in timed if name in groups)
+        if not timed:
+            raise Unavailable("V3 has no attention that could stand beside V1's and V2's")
     problem = make_problem(case, device, drives)
     make = attention_call if scope == "attention" else temporal_call
-    tables = {topology: block_table(problem, topology) for topology in PLAIN}
+    tables = {topology: block_table(problem, topology) for topology in PLAIN if topology != GEOMETRY}
     listed = {topology: int((table >= 0).sum()) // len(table) for topology, table in tables.items()}
     return Workload(
         subject=SUBJECT.option,
         scope=scope,
         case=case.name,
-        groups=GROUPS,
-        plain=PLAIN,
+        groups=groups,
+        plain=plain,
         timed=timed,
         build=lambda name, dtype: make(problem, PROVIDERS[name].implementation, PROVIDERS[name].topology, dtype),
         build_reference=lambda group: make(problem, REFERENCE, group, torch.float64),
         floor=(lambda name, dtype: attention_floor(problem, GROUPS[name], dtype)) if scope == "attention" else None,
         sizes=case.sizes,
-        keys={provider: listed[topology] * case.cells for provider, topology in GROUPS.items()},
+        keys={name: listed[topology] * case.cells for name, topology in GROUPS.items() if topology in listed},
     )
 
 

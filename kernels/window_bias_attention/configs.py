@@ -11,14 +11,16 @@ def forward(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
 def backward_query(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
     if itemsize < 4:
         return dict(BLOCK_M=64, BLOCK_N=32, num_warps=_warps(architecture, itemsize, dim), num_stages=2)
-    narrow = dict(BLOCK_N=16) if _row_bytes(itemsize, dim) < 256 else {}  # or sm_80 and sm_100 spill
-    return _wide(architecture, itemsize, dim) | narrow
+    if itemsize == 4:
+        wide = _row_bytes(itemsize, dim) >= 256
+        return dict(BLOCK_M=16, BLOCK_N=16 if wide else 32, **_exact(architecture, itemsize, dim))
+    return _wide(architecture, itemsize, dim)
 
 
 def backward_key(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
+    if itemsize == 4:
+        return dict(BLOCK_M=32, BLOCK_N=16, **_exact(architecture, itemsize, dim))
     block_n = 64 if itemsize < 4 and not (dim % 16 and architecture.startswith("sm_8")) else 32
-    if itemsize == 4 and _row_bytes(itemsize, dim) < 256:  # each product is three there
-        block_n = 16
     return dict(BLOCK_M=32, BLOCK_N=block_n, num_warps=_warps(architecture, itemsize, dim), num_stages=2)
 
 
@@ -29,6 +31,12 @@ def _wide(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
         BLOCK_M=64 if row_bytes < 256 else 32, BLOCK_N=32 if row_bytes < 256 else 16,
         num_warps=_warps(architecture, itemsize, dim), num_stages=2 if row_bytes < 512 else 1,
     )  # fmt: skip
+
+
+def _exact(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
+    """A float32 product in three of tf32 has three times the operands, all in registers: the tiles are small."""
+    wide = _row_bytes(itemsize, dim) >= 256
+    return dict(num_warps=_warps(architecture, itemsize, dim), num_stages=1 if wide else 2)
 
 
 def _warps(architecture: str, itemsize: int, dim: int) -> int:

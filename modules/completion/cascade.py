@@ -3,10 +3,11 @@
 System A of the design documents up to the features. A driving head takes `CascadeOutput.features` from here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -15,15 +16,21 @@ from ..attention import check_heads
 from ..backbones import PyramidConfig, ResNetFPN
 from ..camera_dropout import DropoutConfig, RandCamMask
 from ..history import HistoryQueue, PyramidHistory
+from ..maps import replace_maps
 from ..operations import OperationModule
 from ..rig import RigFrame
 from ..settings import Count
 from ..window import RigWindow
+from .consistency import consistency_losses
+from .fusion import ConfidenceFusion
+from .motion import moved_to_now, repeated_motion
 from .planning_guided import PlanningConfig, PlanningGuidedCompletion
 from .stage import TemporalConfig, TemporalStage
 from .temporal import MotionCompensatedTemporalCompletion
 from .temporal_v3 import MotionCompensatedTemporalCompletionV3
 from .vae import PVReconVAE, VAEConfig
+
+TRAJECTORY_STEPS = 6  # of a predicted trajectory
 
 
 @dataclass
@@ -36,6 +43,8 @@ class CascadeConfig:
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     planning: PlanningConfig = field(default_factory=PlanningConfig)
+    parallel: bool = False  # the stages side by side, joined by confidence, instead of one after another
+    consistency: bool = False  # a loss that holds a completion to the one of the moment before, where it lies now
 
     def validate(self) -> None:
         """Holds settings of different stages to one another; ValueError names the setting."""
@@ -59,6 +68,10 @@ class CascadeConfig:
             planning = PlanningGuidedCompletion(strides, channels, self.planning)
         backbone, dropout = ResNetFPN(self.backbone, channels), RandCamMask(self.dropout)
         cascade = CompletionCascade(backbone, dropout, temporal, vae, planning)
+        cascade.trajectory_source, cascade.consistency = self.planning.trajectory_source, self.consistency
+        cascade.vae_at_inference = self.vae.at_inference
+        if self.parallel:
+            cascade.join_by_confidence(channels)
         cascade.backend = backend
         return cascade.to(memory_format=torch.channels_last)  # that of the maps, and so of the weights' gradients
 
@@ -109,6 +122,13 @@ class CompletionCascade(OperationModule):
         self.backbone, self.dropout = backbone, dropout
         self.temporal, self.vae, self.planning = temporal, vae, planning
         self.trajectory_dropout = trajectory_dropout
+        self.trajectory_source, self.consistency, self.vae_at_inference = "ground_truth", False, False
+        self.fusion = None
+
+    def join_by_confidence(self, channels: int) -> None:
+        """Lets the stages work side by side on what came in; a predicted confidence joins them, cell by cell."""
+        branches = sum(stage is not None for stage in (self.temporal, self.vae, self.planning))
+        self.fusion = nn.ModuleList(ConfidenceFusion(channels, branches) for _ in self.backbone.strides)
 
     def extract(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Turns images (B, V, 3, H, W) into maps (B, V, C, h, w) for each stride, in channels_last memory format."""
@@ -129,14 +149,16 @@ class CompletionCascade(OperationModule):
         now = missing[:, -1]
         with annotate("backbone"):
             original, teacher = self._see(window.images[:, -1], now)
-            history = None if self.temporal is None else self._remember(window, missing, original)
+            history, before = self._remember(window, missing, original)
         now = now.to(window.images.device)
-        trajectory = self._with_dropout(window.trajectory) if self.training else None
+        trajectory = self.guidance(window.frames, window.trajectory)
         features, importance, losses = self.complete(
             original, now, window.frames[-1], history, trajectory=trajectory, teacher=teacher
         )
         if self.training:
             losses = {**losses, **consistency_losses(features, teacher, now, importance)}
+            if self.consistency:
+                losses["temporal"] = self._temporal_consistency(window, missing, before, original, features)
         return CascadeOutput(features, original, now, teacher, importance, losses)
 
     def stream(self, images: torch.Tensor, missing: torch.Tensor, frame: RigFrame) -> list[torch.Tensor]:
@@ -159,7 +181,8 @@ class CompletionCascade(OperationModule):
         with annotate("backbone"):
             features = self._fill(images, missing)
         missing, history = missing.to(images.device), None if self.temporal is None else self.temporal.history
-        completed, _, _ = self.complete(features, missing, frame, history)
+        past = [then.frame for then in history.frames[:1]] if history is not None else []
+        completed, _, _ = self.complete(features, missing, frame, history, trajectory=self.guidance([*past, frame]))
         if history is not None:
             history.push(self.for_temporal(features), missing, frame)
         return completed
@@ -197,19 +220,56 @@ class CompletionCascade(OperationModule):
         Returns:
             features, the trajectory's importance on each scale or None, and the VAE's losses.
         """
+        if self.fusion is not None:
+            return self._side_by_side(original, missing, frame, history, trajectory, teacher)
+        features, helped = self._stage_1(original, missing, frame, history)
+        losses, importance = {}, None
+        if self.vae is not None and (self.training or self.vae_at_inference):
+            replace = missing & ~helped.any(dim=1, keepdim=True)
+            features, losses = self.vae(features, replace, teacher if self.training else None)
+        if self.planning is not None:
+            features, importance = self.planning(features, missing, frame, trajectory)
+        return features, importance, losses
+
+    def _stage_1(self, original, missing, frame, history):
+        """The features of every scale after stage 1, and who was helped by it."""
         features, helped = original, torch.zeros_like(missing)
         if self.temporal is not None:
             features, helped = self.temporal.complete(self.for_temporal(original), missing, frame, history)
             if not self.temporal.every_scale:
                 scale = self.temporal_scale
                 features = [*original[:scale], features, *original[scale + 1 :]]
-        losses, importance = {}, None
-        if self.vae is not None and self.training:
-            replace = missing & ~helped.any(dim=1, keepdim=True)
-            features, losses = self.vae(features, replace, teacher)
+        return features, helped
+
+    def _side_by_side(self, original, missing, frame, history, trajectory, teacher):
+        """`complete`, the stages not one after another but each on what came in."""
+        branches, importance, losses = [], None, {}
+        if self.temporal is not None:
+            branches.append(self._stage_1(original, missing, frame, history)[0])
+        if self.vae is not None:
+            rebuilt, losses = self.vae(original, missing, teacher if self.training else None)
+            branches.append(rebuilt)
         if self.planning is not None:
-            features, importance = self.planning(features, missing, frame, trajectory)
+            guided, importance = self.planning(original, missing, frame, trajectory)
+            branches.append(guided)
+        if not missing.any():
+            return original, importance, losses
+        index, features = missing.nonzero().unbind(1), []
+        for x, fusion, *completions in zip(original, self.fusion, *branches):
+            joined = fusion([completion[index] for completion in completions])
+            features.append(replace_maps(x, index, lambda _, joined=joined: joined))
         return features, importance, losses
+
+    def guidance(self, frames: Sequence[RigFrame], driven: torch.Tensor | None = None) -> torch.Tensor | None:
+        """The trajectory (B, F, 2) that guides stage 3, see `PlanningConfig.trajectory_source`.
+
+        Args:
+            frames: the moments that are known, the present last.
+            driven: (B, F, 2), the one that was driven; used in training alone, and not for every sample.
+        """
+        if self.trajectory_source == "predicted":
+            return repeated_motion(frames[-2] if len(frames) > 1 else None, frames[-1], TRAJECTORY_STEPS)
+        return self._with_dropout(driven) if self.training and self.trajectory_source == "ground_truth" else None
 
     # ---- the backbone
 
@@ -255,8 +315,11 @@ class CompletionCascade(OperationModule):
 
     @torch.no_grad()
     def _remember(self, window, missing, original):
-        """The earlier moments as stage 1 may read them: of each sample the cameras that help a missing one."""
-        history, present = self.temporal.new_history(), len(window.frames) - 1
+        """The earlier moments as stage 1 may read them: of each sample the cameras that help a missing one. And the
+        newest of them with the history that it had: (maps of every scale, what was read (B, V), history)."""
+        if self.temporal is None:
+            return None, None
+        history, present, before = self.temporal.new_history(), len(window.frames) - 1, None
         helpful = self.temporal.helpful(missing[:, -1])
         first = max(present - history.length, 0) if helpful.any() else present
         for step in range(first, present):
@@ -265,8 +328,31 @@ class CompletionCascade(OperationModule):
                 maps = _put([torch.zeros_like(x) for x in original], read, self._maps, images)
             else:
                 maps = self.extract(images)
+            if step == present - 1:
+                before = maps, read, history.fork()
             history.push(self.for_temporal(maps), ~read, window.frames[step])
-        return history
+        return history, before
+
+    def _temporal_consistency(self, window, missing, before, original, features):
+        """How far the completion of cameras that are missing for longer is from their completion a moment ago, where
+        that lies now: squared error relative to the mean square; zero (with gradient) where there are none."""
+        lasting = missing[:, -1] & missing[:, -2] if before is not None else missing[:, -1] & False
+        if not lasting.any():
+            return sum(x.sum() for x in features) * 0
+        maps, read, history = before
+        there = read.to(window.images.device)[:, :, None, None, None]
+        dark = [torch.where(there, x, black.detach()) for x, black in zip(maps, original)]  # now these are black too
+        with torch.no_grad():
+            gone = (~read).to(window.images.device)
+            earlier, _, _ = self.complete(dark, gone, window.frames[-2], history)
+        errors, lasting = [], lasting.to(window.images.device)
+        for stride, x, then in zip(self.backbone.strides, features, earlier):
+            moved, seen = moved_to_now(then.to(x.dtype), *window.frames[-2:], stride, self.temporal.depths.tolist())
+            error = (x[lasting] - moved[lasting]).float().square().mean(dim=1)
+            seen = (seen[lasting] > 0.5).float()
+            scale = moved[lasting].float().square().mean().clamp(min=1e-6)
+            errors.append((error * seen).sum() / seen.sum().clamp(min=1) / scale)
+        return torch.stack(errors).mean()
 
     def _with_dropout(self, trajectory):
         if trajectory is None:
@@ -282,31 +368,3 @@ def _put(filled, chosen, backbone, images):
         for maps, x in zip(filled, backbone(images[index])):
             maps[index] = x.to(maps.dtype)
     return filled
-
-
-def consistency_losses(
-    features: list[torch.Tensor],
-    teacher: list[torch.Tensor],
-    missing: torch.Tensor,
-    importance: list[torch.Tensor] | None,
-) -> dict[str, torch.Tensor]:
-    """Measures how far the missing cameras' features are from the teacher's; zero (with gradient) when none is missing.
-
-    `ssl`: squared error relative to the teacher's mean square, plus one minus the cosine of each cell, mean over the
-    scales. `planning_guided`: the same relative error weighted by the trajectory's importance; present with one.
-    """
-    ssl, guided = [], []
-    for scale, (x, target) in enumerate(zip(features, teacher)):
-        x, target = x[missing].float(), target[missing].float()  # (Nq, C, H, W)
-        if len(x) == 0:
-            ssl.append(features[scale].sum() * 0)
-            continue
-        error = (x - target).square().mean(dim=1) / target.square().mean().clamp(min=1e-6)
-        ssl.append(error.mean() + (1 - F.cosine_similarity(x, target, dim=1)).mean())
-        if importance is not None:
-            weight = importance[scale][missing]
-            guided.append((error * weight).sum() / weight.sum().clamp(min=1.0))
-    losses = dict(ssl=torch.stack(ssl).mean())
-    if guided:
-        losses["planning_guided"] = torch.stack(guided).mean()
-    return losses

@@ -26,6 +26,9 @@ class PlanningConfig:
     heads: Count = 8  # of the attention
     kv_downsample: Count = 4  # side of the square of cells that is averaged into one key
     sigma: Positive = 64.0  # width of the trajectory's importance, image pixels
+    # Which trajectory guides: none; predicted = the motion since the last moment goes on, which inference has too;
+    # ground_truth = the one that was driven, in training alone.
+    trajectory_source: Literal["none", "predicted", "ground_truth"] = "ground_truth"
 
 
 def project_trajectory(trajectory: torch.Tensor, frame: RigFrame, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,7 +42,7 @@ def project_trajectory(trajectory: torch.Tensor, frame: RigFrame, stride: int) -
     Returns:
         points (B, V, T, 2) float32 in cells, and valid (B, V, T) bool: in front of the camera by at least 0.1 m.
     """
-    ground = F.pad(F.pad(trajectory.to(frame.image_T_ego.dtype), (0, 1)), (0, 1), value=1.0)  # (B, T, 4): x, y, 0, 1
+    ground = F.pad(F.pad(trajectory.to(frame.image_T_ego), (0, 1)), (0, 1), value=1.0)  # (B, T, 4): x, y, 0, 1
     u, v, depth = torch.einsum("bvij,btj->ibvt", frame.image_T_ego, ground)[:3]
     valid = depth > 0.1
     pixels = torch.stack([u, v], dim=-1) / depth.clamp(min=0.1)[..., None]

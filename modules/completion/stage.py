@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from ..history import HistoryQueue, PyramidHistory
 from ..operations import OperationModule
@@ -23,6 +24,7 @@ class TemporalConfig:
     queue_length: Count = 4  # moments of history
     kv_downsample: Count = 4  # side of the square of warped cells that is averaged into one key
     stride: Count = 32  # image pixels per feature cell
+    motion: bool = True  # V1 and V2: False looks at the same cell of the past, as if nothing had moved
     max_offset: NonNegative = 2.0  # bound of the learned refinement of the warp, cells
     max_gap: Positive = 2.0  # seconds between moments after which a history is stale
     history_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None  # of stored history; None = as it is
@@ -110,3 +112,14 @@ class TemporalStage(OperationModule):
         for name, shape in dict(missing=missing.shape, frame=frame.image_T_ego.shape[:2]).items():
             if shape != features.shape[:2]:
                 raise ValueError(f"{name} has shape {tuple(shape)}, needs (B, V) = {tuple(features.shape[:2])}")
+
+
+def make_decoder(channels: int) -> nn.Sequential:
+    """What refines attended features (N, C, H, W): a depthwise convolution and a two-layer network in each cell."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+        nn.GroupNorm(1, channels),
+        nn.Conv2d(channels, 2 * channels, 1),
+        nn.GELU(),
+        nn.Conv2d(2 * channels, channels, 1),
+    )

@@ -17,7 +17,7 @@ from ..history import HistoryFrame, HistoryQueue
 from ..maps import replace_maps
 from ..rig import NUSCENES_CAMERAS, RigFrame, relative_projection
 from ..topology import Topology
-from .stage import TemporalConfig, TemporalStage
+from .stage import TemporalConfig, TemporalStage, make_decoder
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,13 @@ class MotionCompensatedTemporalCompletion(TemporalStage):
         super().__init__(channels, config, cameras=cameras, topology=topology)
         if config.kv_downsample < 1:
             raise ValueError(f"kv_downsample is {config.kv_downsample}, needs at least 1")
-        self.kv_downsample, self.max_offset = config.kv_downsample, config.max_offset
+        self.kv_downsample, self.max_offset, self.motion = config.kv_downsample, config.max_offset, config.motion
         self.register_buffer("depths", torch.tensor(config.depths, dtype=torch.float32), persistent=False)
 
         self.attention = CameraAttention(channels, len(self.cameras), heads=config.heads)
         self.offset = nn.Conv2d(channels, 2, 3, padding=1)
         self.depth = nn.Conv2d(channels, len(config.depths), 3, padding=1)
-        self.decoder = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
-            nn.GroupNorm(1, channels),
-            nn.Conv2d(channels, 2 * channels, 1),
-            nn.GELU(),
-            nn.Conv2d(2 * channels, channels, 1),
-        )
+        self.decoder = make_decoder(channels)
         self.gate = nn.Sequential(
             nn.Conv2d(2 * channels, channels // 4, 1), nn.GELU(), nn.Conv2d(channels // 4, 1, 3, padding=1)
         )
@@ -190,6 +184,8 @@ class MotionCompensatedTemporalCompletion(TemporalStage):
             past_T_now,
             stride=self.stride,
         )
+        if not self.motion:
+            projection = torch.eye(3, 4).expand_as(projection)
         features = past.maps(listed)
         return multi_depth_warp(
             features,

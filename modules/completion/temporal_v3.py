@@ -6,16 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...kernels import gated_fusion
+from ...kernels import gated_fusion, multi_depth_warp
 from ...kernels.runtime.nvtx import annotate
 from ..attention import CameraAttention
 from ..history import PyramidHistory, pooled
 from ..maps import replace_maps
 from ..rig import NUSCENES_CAMERAS, RigFrame
 from ..topology import Topology
-from .many_sources import warp_many
 from .sources import FAR_GROUND, Hypotheses, Sources, hypothesize, list_sources
-from .stage import TemporalConfig, TemporalStage
+from .stage import TemporalConfig, TemporalStage, make_decoder
 
 KINDS = 3  # of sources, see `Sources.kind`
 MOMENTUM = 0.02  # of the means of what each camera usually sees
@@ -74,13 +73,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         # What each camera usually sees, (scales · V, C, *grid): four axes, so that it can be channels_last.
         self.register_buffer("usual", torch.zeros(len(self.strides) * len(self.cameras), channels, *config.grid))
         self.register_buffer("counted", torch.zeros((), dtype=torch.int64))  # batches that the means are of
-        self.decoder = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
-            nn.GroupNorm(1, channels),
-            nn.Conv2d(channels, 2 * channels, 1),
-            nn.GELU(),
-            nn.Conv2d(2 * channels, channels, 1),
-        )
+        self.decoder = make_decoder(channels)
         others = [index for index in scales if index != self.coarse]
         self.lift = nn.ModuleDict({str(index): nn.Conv2d(2 * channels, channels, 1) for index in others})
         self.gate = nn.ModuleList(
@@ -92,7 +85,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
-            self.steer[-1].bias[-KINDS - 1 :] = torch.tensor([0.0, -1.0, 0.0, -2.0])
+            self.steer[-1].bias[-KINDS - 1 :] = torch.tensor([0.0, -2.0, -1.0, -1.0])
         for gate in self.gate:
             nn.init.constant_(gate[-1].bias, 4.0)
         self.backend = backend
@@ -127,17 +120,19 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
     @torch.no_grad()
     def _learn_usual(self, features, missing):
         """Updates the running means by the cameras that are present, as batch norm does its own."""
-        present = (~missing).to(features[0].dtype).to(features[0].device)[:, :, None, None, None]
+        present = (~missing).to(self.usual)
         count = present.sum(0)
         self.counted += 1
-        step = torch.where(count[:, 0] > 0, (1.0 / self.counted).clamp(min=MOMENTUM), 0.0)[:, None]
+        step = torch.where(count > 0, (1.0 / self.counted).clamp(min=MOMENTUM), 0.0)[:, None, None, None]
         for mean, x in zip(self.usual.unflatten(0, (len(features), -1)), features):
-            now = F.adaptive_avg_pool2d((x * present).sum(0) / count.clamp(min=1), mean.shape[-2:])
-            mean.lerp_(now.to(mean.dtype), step)
+            total = torch.einsum("bv,bvchw->vchw", present, x.to(present.dtype))
+            now = F.adaptive_avg_pool2d(total / count.clamp(min=1)[:, None, None, None], mean.shape[-2:])
+            mean.lerp_(now, step.to(mean.dtype))
 
-    def _usual(self, scale, size):
-        """What each camera usually shows, (V, C, H, W)."""
-        return F.adaptive_avg_pool2d(self.usual.unflatten(0, (len(self.strides), -1))[scale], size)
+    def _usual(self, scale, camera, like):
+        """What the cameras (N,) usually show, of the size and dtype of `like`: (N, C, H, W)."""
+        usual = self.usual.unflatten(0, (len(self.strides), -1))[scale, camera]
+        return F.adaptive_avg_pool2d(usual, like.shape[-2:]).to(like.dtype)
 
     def _complete(self, features, sources, history):
         device, completed = features[0].device, list(features)
@@ -149,7 +144,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             look = _Look(maps, self.strides[scale] * history.pool, sources)
             x = features[scale]
             with annotate("temporal_completion.warp"):
-                base = self._usual(scale, x.shape[-2:])[camera] + self._base(x, scale, camera, score, look)
+                base = self._usual(scale, camera, x) + self._base(x, scale, camera, score, look)
             if scale == self.coarse:
                 completion = self._refine(x[index], base, camera, score, look)
                 refined = completion - base
@@ -168,15 +163,16 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
     def _unusual(self, scale, features, past, maps):
         """What is unusual in the sources of a scale, (S, C, h, w); the past has no gradient."""
         batch, views = features.shape[:2]
-        moment, place = maps // (batch * views), maps % (batch * views)
-        found = [pooled(features, self._history_pool).flatten(0, 1)[place[moment == 0].to(features.device)]]
-        found += [
-            then.maps(place[moment == t]).to(features.dtype) for t, then in enumerate(past, 1) if (moment == t).any()
-        ]
-        joined = torch.cat(found)
-        if len(joined) == 0:  # nobody sees anything
-            return features.new_zeros(1, features.shape[2], 1, 1)
-        return joined - self._usual(scale, joined.shape[-2:])[(maps % views).to(joined.device)].to(joined.dtype)
+        moment, place, found = maps // (batch * views), maps % (batch * views), []
+        for step in moment.unique().tolist():
+            chosen = place[moment == step].to(features.device)
+            if step == 0:
+                x = pooled(features.flatten(0, 1)[chosen], self._history_pool)
+                found.append(x - self._usual(scale, chosen % views, x))
+            else:
+                x = past[step - 1].maps(chosen).to(features.dtype)  # a copy, without gradient
+                found.append(x.sub_(self._usual(scale, chosen % views, x)))
+        return torch.cat(found) if found else features.new_zeros(1, features.shape[2], 1, 1)  # nobody sees anything
 
     def _base(self, features, scale, camera, score, look):
         """What the sources say of what is unusual in the missing maps, (N, C, H, W)."""
@@ -195,13 +191,12 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         return warped
 
     def _depth_score(self, learnt, found: Hypotheses):
-        """The score of each hypothesis, (N, J, H, W): the ground where it is near, and planes of about the ground's
-        depth, nothing being behind it; plus what was learnt."""
+        """The score of each hypothesis, (N, J, H, W): planes of about the ground's depth first, nothing being behind
+        it, but not by much; plus what was learnt."""
         near = found.ground.clamp(max=FAR_GROUND)[:, None]
         away = (self.depths[:, None, None].log() - near.log()) / 0.7  # (N, J − 1, H, W)
-        planes = -torch.where(away > 0, 4 * away.square(), away.square())
-        ground = torch.where(found.ground[:, None] < FAR_GROUND, 2.0, 0.0)
-        return torch.cat([planes, ground, torch.full_like(ground, -1.0)], dim=1) + learnt
+        planes = -0.1 * torch.where(away > 0, 4 * away.square(), away.square())
+        return F.pad(planes, (0, 0, 0, 0, 0, 2)) + learnt
 
     def _refine(self, original, base, camera, score, look):
         """Attention from the base to every source as it would look from here, and the decoder."""
@@ -232,7 +227,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
     def _warp(self, look, found, weights, index, size):
         """One call for targets whose hypotheses (N, K, J) have sources `index` (N, K); weights (N, K·J, H, W)."""
         count = len(found.depths)
-        return warp_many(
+        return multi_depth_warp(
             look.maps,
             found.projection.flatten(1, 2),
             found.depths.repeat(found.projection.shape[1]),

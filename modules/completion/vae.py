@@ -15,6 +15,7 @@ class VAEConfig:
 
     enable: bool = True  # False leaves the stage out of the cascade
     latent: Count = 64  # channels of the latent maps
+    at_inference: bool = False  # fills what has no history there too; the documents use it in training alone
 
 
 class ScaleVAE(nn.Module):

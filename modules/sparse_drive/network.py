@@ -36,11 +36,19 @@ def tiny() -> SparseDriveConfig:
     config.backbone.resnet, config.backbone.strides = "tiny", (8, 16)
     head, depth = config.head, config.depth
     head.channels, head.heads, depth.levels = 64, 4, 2
-    head.detection.anchors, head.detection.kept, head.detection.layers = 120, 60, 2
+    head.detection.anchors, head.detection.kept, head.detection.layers = 120, 40, 2
     head.lines.anchors, head.lines.kept, head.lines.layers = 24, 8, 2
     head.lines.points, head.lines.heights, head.lines.learned_keypoints = 10, (0.0, 0.5), 1
+    for part in (head.detection, head.lines):
+        part.dropout = part.deformable.keypoint_dropout = 0.0
     head.motion.layers, head.motion.agents, head.motion.lines = 1, 20, 5
     return config
+
+
+def padded(images: torch.Tensor, step: int) -> torch.Tensor:
+    """Images (…, H, W) with zeros below and to the right, up to a multiple of `step`."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % step, 0, -height % step))
 
 
 class SparseDrive(nn.Module):
@@ -59,9 +67,7 @@ class SparseDrive(nn.Module):
     def extract(self, images: torch.Tensor) -> tuple[list[torch.Tensor], tuple[int, int]]:
         """(B, V, 3, H, W), normalised → for each scale (B, V, C, h, w), and the size (H, W) of the images that the maps
         are of: padded with zeros below and to the right, to a multiple of the coarsest stride."""
-        step = self.backbone.strides[-1]
-        height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % step, 0, -height % step))
+        images = padded(images, self.backbone.strides[-1])
         with annotate("sparse_drive.backbone"):
             flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             maps = [level.unflatten(0, images.shape[:2]) for level in self.backbone(flat)]

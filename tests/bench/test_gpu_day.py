@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rigfuse.bench import gpu_day
+from rigfuse.bench import gpu_day, in_turn
 from rigfuse.bench.gpu_day import Day, Part
 from rigfuse.bench.operations import OPERATIONS
 
@@ -132,23 +133,77 @@ def test_what_makes_the_tests_red(script, red, said, day, monkeypatch):
 
 
 def test_every_operation_is_measured_and_what_has_to_be_compiled_comes_last(day, monkeypatch):
-    calls = []
-    monkeypatch.setattr(day, "bench", lambda arguments, log, seconds: calls.append((arguments, seconds)) or 0)
-    gpu_day.run_operations(day, Part("operations"), 240.0)
-    names = [arguments[1] for arguments, _ in calls]
+    asked, part = [], Part("operations")
+    monkeypatch.setattr(day, "bench_in_turn", lambda commands, log, seconds: asked.append(commands) or [0, 130, 1])
+    gpu_day.run_operations(day, part, 240.0)
+    (commands,) = asked
+    names = [words[1] for words in commands]
     first, second = names[: len(OPERATIONS)], names[len(OPERATIONS) :]
     assert first == list(OPERATIONS) and set(second) == set(OPERATIONS)
-    for arguments, seconds in calls:
-        words = [str(word) for word in arguments]
+    for words in commands:
         peers, cases = words[words.index("--peers") + 1 :], words[words.index("--case") + 1 : words.index("--quick")]
         assert set(peers) <= set(OPERATIONS[words[1]].all_peers) and tuple(cases) == OPERATIONS[words[1]].that_matter
-        assert ("compiled" in words[words.index("--out") + 1]) == bool({"compile", "flex"} & set(peers))
-        assert seconds >= 240 / len(calls) - 1
-    calls.clear()
+        assert ("/compiled/" in words[words.index("--out") + 1]) == bool({"compile", "flex"} & set(peers))
+    outcomes = [line.rpartition(": ")[2] for line in part.lines]
+    assert outcomes[:4] == ["done", "ended by its time limit, what it had is kept", "exit status 1", "no time left"]
+    assert len(outcomes) == len(commands)
     day.peers = ["sdpa"]
     gpu_day.run_operations(day, Part("operations"), 240.0)
-    assert [arguments[1] for arguments, _ in calls] == list(OPERATIONS)
-    assert {word for arguments, _ in calls for word in arguments[arguments.index("--peers") + 1 :]} == {"sdpa"}
+    assert [words[1] for words in asked[1]] == list(OPERATIONS)
+    assert {word for words in asked[1] for word in words[words.index("--peers") + 1 :]} == {"sdpa"}
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Replaces bench/run.py: a command says what it does, and takes the seconds that it is given."""
+    ran = []
+
+    def main(command):
+        ran.append(command[0])
+        if command[0] == "fails":
+            raise RuntimeError("an illegal memory access was encountered")
+        try:
+            time.sleep(float(command[1]))
+        except KeyboardInterrupt:
+            return 130
+        return 0
+
+    monkeypatch.setattr(in_turn.run, "main", main)
+    monkeypatch.setattr(in_turn, "LEAST", 0.01)
+    return ran
+
+
+def test_commands_share_the_time_and_the_first_failure_ends_them(pretended):
+    statuses, commands = [], [["quick", 0], ["slow", 60], ["quick", 0]]
+    in_turn.run_in_turn(commands, 1.0, statuses.append)
+    assert statuses == [0, 130, 0] and pretended == ["quick", "slow", "quick"]
+    in_turn.run_in_turn([["quick", 0], ["fails"], ["quick", 0]], 1.0, statuses.append)
+    assert statuses[3:] == [0, 1] and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    in_turn.run_in_turn(commands, 0.001, statuses.append)
+    assert len(statuses) == 5
+
+
+@pytest.mark.parametrize(
+    "told, ended, expected",
+    [
+        ([[0, 0, 0]], [0], [0, 0, 0]),
+        ([[0, 1], [0]], [0, 0], [0, 1, 0]),  # a new process after a failure
+        ([[0], []], [0, 0], [0]),  # no time left
+        ([[0]], [None], [0]),
+        ([[]], [None], [130]),
+        ([[], [0, 0]], [1, 0], [1, 0, 0]),  # an error before it began
+    ],
+)
+def test_a_process_for_all_commands_and_a_new_one_after_a_failure(told, ended, expected, day, monkeypatch):
+    runs = iter(zip(told, ended))
+
+    def run(command, log, seconds):
+        statuses, status = next(runs)
+        Path(command[4]).write_text("".join(f"{number}\n" for number in statuses))
+        return status
+
+    monkeypatch.setattr(day, "run", run)
+    assert day.bench_in_turn([["a"], ["b"], ["c"]], "log", 60.0) == expected and next(runs, None) is None
 
 
 def test_the_slowest_operations_are_profiled(day, monkeypatch):

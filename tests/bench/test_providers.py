@@ -42,13 +42,15 @@ def test_outputs_and_gradients_are_equal_where_the_topologies_are(scope, drives)
         for name in (name for name, its_group in workload.groups.items() if its_group == group):
             assert correctness.errors(results[name], reference).worst < 1e-6  # a warp's offsets are float32 throughout
     assert correctness.errors(results["v1"], results["v2"]).worst > 1e-3  # topology does change the result
+    assert ("v3" in results) == (scope == "temporal")
     assert len(results["v1"].grads) >= 3 and all(grad.abs().max() > 0 for grad in results["v1"].grads.values())
 
 
 @pytest.mark.parametrize("scope, case", [("temporal", SMALL), ("step", CASES["tiny"])])
-def test_a_call_gives_the_same_every_time(scope, case, drives):
-    call = compare.make_workload(scope, case, ("v2",), CPU, drives).build("v2", torch.float32)
-    assert call.jumps and call.jumps < call.leaves.keys()
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_a_call_gives_the_same_every_time(version, scope, case, drives):
+    call = compare.make_workload(scope, case, (version,), CPU, drives).build(version, torch.float32)
+    assert bool(call.jumps) == (version == "v2") and call.jumps < call.leaves.keys()
     first, second = (correctness.compute(call, MODES) for _ in range(2))
     assert correctness.errors(first, second).worst == 0
 
@@ -61,6 +63,7 @@ def test_a_training_step_has_the_losses_of_its_topology_whatever_computes_it(dri
     assert correctness.errors(results["v1-fused"], results["v1"]).worst < 1e-5
     assert correctness.errors(results["v2"], results["v2-eager"]).worst < 1e-5
     assert correctness.errors(results["v1-sdpa"], results["v1"]).worst < 1e-5
+    assert correctness.errors(results["v3"], results["v3-eager"]).worst < 1e-5
     assert correctness.errors(results["v1"], results["v2"]).worst > 1e-3
     reference = correctness.compute(workload.build_reference("neighbours"), ("step",))
     single = correctness.compute(workload.build("v2", torch.float32), ("step",))

@@ -88,8 +88,10 @@ def test_the_runs_are_told_as_they_were_logged(folder):
 
 def test_every_scenario_and_every_claim_has_its_line(folder):
     found = tables(folder)
-    assert len(found) == 3 + 4 * 2  # four figures at two scales
-    for heading in list(found)[3:]:
+    assert len(found) == 4 + 4 * 2  # four figures at two scales
+    explained = found["Variance explained about the constant by camera, mean over the scales"]
+    assert [row[0] for row in explained[1:]][-len(RUNS) :] == list(RUNS)
+    for heading in list(found)[4:]:
         scenarios = [row[0] for row in found[heading][1:]]
         assert scenarios[:6] == list(NUSCENES_CAMERAS) and len(scenarios) == 6 + 6 + 3 * 6
         assert found[heading][0][1:] == ["none", "zeros", "constant", "copy", "warp", *RUNS]

@@ -39,6 +39,12 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     return images.float().sub_(mean).div_(std)
 
 
+def as_picture(image: torch.Tensor) -> torch.Tensor:
+    """What `normalised` made of bytes, as bytes again: (..., 3, H, W) uint8 on the CPU."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (_MEAN, _STD))
+    return (image.float().cpu() * std + mean).round_().clamp_(0, 255).byte()
+
+
 def augment_image(
     image: Image.Image, augmentation: ImageAugmentation, size: tuple[int, int] | None = None
 ) -> Image.Image:

@@ -171,6 +171,16 @@ def test_a_standing_vehicle_is_reminded_of_what_it_saw(frames, monkeypatch):
     assert seen["coverage"].mean() > 0.99
 
 
+def test_without_motion_the_same_cell_is_remembered(frames):
+    """However far the vehicle went: what an untrained network begins from is the own past as it was."""
+    history, missing = maps(), missing_cameras((0, FRONT), (1, BACK))
+    completed = run(small(V2, motion=False), frames, [history], maps(), missing)
+    similarity = torch.cosine_similarity(completed[missing], history[missing], dim=1)
+    assert similarity.min() > 0.95
+    moved = run(small(V2), frames, [history], maps(), missing)
+    assert torch.cosine_similarity(moved[missing], history[missing], dim=1).mean() < 0.9
+
+
 def test_an_untrained_network_remembers_what_the_camera_saw(frames):
     """It starts from the rigid warp of the newest moment in which the camera was there."""
     standing = [

@@ -268,6 +268,28 @@ def test_history_in_whole_numbers_has_a_scale_for_each_map_and_channel(frames):
     assert torch.equal(past.maps(torch.tensor([7])), past.features[1, 1][None])
 
 
+def test_backends_agree(frames):
+    """Tightly where no sampled place lies on a border of cells."""
+    history, features, missing, completed = [maps()], maps(), missing_cameras((0, FRONT), (1, BACK)), []
+    for backend in ("torch", "definition"):
+        module = with_noise(small())
+        module.backend = backend
+        completed.append(run(module, frames, history, features, missing))
+    for a, b in zip(*completed):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_autocast_stays_close(frames):
+    history, features, missing = [maps()], maps(), missing_cameras((0, FRONT))
+    module = with_noise(small()).train()
+    expected = run(module, frames, history, features, missing)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        completed = run(module, frames, history, features, missing)
+    for a, b in zip(completed, expected):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, atol=0.3, rtol=0.1)
+
+
 def test_bad_settings():
     with pytest.raises(ValueError, match=r"stride is 8, needs one of the scales' \(16, 32\)"):
         small(stride=8)

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from ....kernels import multi_depth_warp
 from ....modules.completion.cascade import CompletionCascade
-from ....modules.rig import RigFrame, relative_projection
+from ....modules.completion.motion import moved_to_now
+from ....modules.rig import RigFrame
 from ...distributed import sum_over_ranks
 
 
@@ -48,9 +48,4 @@ def warp_rig(
     features: torch.Tensor, then: RigFrame, now: RigFrame, stride: int, depths: Sequence[float]
 ) -> torch.Tensor:
     """Moves every camera's earlier features (B, V, C, H, W) to the present: the mean over the depths that see any."""
-    then_T_now = torch.linalg.solve(then.world_T_ego, now.world_T_ego)[:, None]
-    projection = relative_projection(now.image_T_ego, then.image_T_ego, then_T_now, stride=stride)
-    flat = features.flatten(0, 1)
-    planes = torch.tensor(depths, dtype=torch.float32, device=flat.device)
-    warped, coverage = multi_depth_warp(flat, projection.flatten(0, 1).to(flat.device), planes)
-    return (warped / coverage[:, None].clamp(min=1e-3)).unflatten(0, features.shape[:2])
+    return moved_to_now(features, then, now, stride, depths)[0]

@@ -78,6 +78,42 @@ def completion_v2_far() -> CompletionExperiment:
     return experiment
 
 
+def completion_v2_fallback() -> CompletionExperiment:
+    """Stage 2 fills what has no history at inference too."""
+    experiment = completion_v2()
+    experiment.model.vae.at_inference = True
+    return experiment
+
+
+def completion_v2_predicted() -> CompletionExperiment:
+    """Stage 3 is guided by the motion since the last moment, which inference has too."""
+    experiment = completion_v2()
+    experiment.model.planning.trajectory_source = "predicted"
+    return experiment
+
+
+def completion_v2_unguided() -> CompletionExperiment:
+    """Stage 3 has no trajectory."""
+    experiment = completion_v2()
+    experiment.model.planning.trajectory_source = "none"
+    return experiment
+
+
+def completion_v2_parallel() -> CompletionExperiment:
+    """The stages side by side, joined by a predicted confidence."""
+    experiment = completion_v2()
+    experiment.model.parallel = True
+    return experiment
+
+
+def completion_v3_consistent() -> CompletionExperiment:
+    """A completion is held to the one of the moment before."""
+    experiment = completion_v3()
+    experiment.model.consistency = True
+    experiment.losses["temporal"] = 0.1
+    return experiment
+
+
 def completion_v3() -> CompletionExperiment:
     """V3: geometry first, at every scale. Stage 1 fills what has no history too, and stages 2 and 3 are left out."""
     experiment = completion_v2()
@@ -139,8 +175,13 @@ _FULL = (
     completion_v2_kv8,
     completion_v2_queue1,
     completion_v2_far,
+    completion_v2_fallback,
+    completion_v2_predicted,
+    completion_v2_unguided,
+    completion_v2_parallel,
     completion_v3,
     completion_v3_int8,
+    completion_v3_consistent,
 )
 EXPERIMENTS: dict[str, Callable[[], CompletionExperiment]] = {make.__name__: make for make in _FULL}
 EXPERIMENTS |= {f"{make.__name__}_256x704": partial(_upstream, make) for make in (completion_v1, completion_v2)}

@@ -130,7 +130,7 @@ def evaluate_completion(
     """Scores every scenario, for the baselines and for the model (method "completed"), summed over all ranks.
 
     Args:
-        model: put into evaluation: no trajectory.
+        model: put into evaluation: no trajectory but one that it predicts itself.
         windows: on the model's device.
         which: the scenarios.
         depths: metres, of the baseline `warp`.
@@ -190,14 +190,15 @@ def _baselines(seen, missing, scenario, strides, depths):
 
 def _completed(model, seen, missing, scenario, original):
     """What the cascade makes of it."""
-    if model.temporal is None:
-        return model.complete(original, missing, seen.frames[-1])[0]
-    history = model.temporal.new_history()
     steps, usable = _steps(scenario, seen)
+    trajectory = model.guidance(seen.frames[-2:] if steps else seen.frames[-1:])
+    if model.temporal is None:
+        return model.complete(original, missing, seen.frames[-1], trajectory=trajectory)[0]
+    history = model.temporal.new_history()
     for step, (moment, frame) in enumerate(zip(seen.moments[:steps], seen.frames)):
         gone = missing if step >= usable else torch.zeros_like(missing)
         history.push(model.for_temporal(moment), gone, frame)
-    return model.complete(original, missing, seen.frames[-1], history)[0]
+    return model.complete(original, missing, seen.frames[-1], history, trajectory=trajectory)[0]
 
 
 def _corridor(seen, stride, features):

@@ -15,7 +15,7 @@ from ...claims import ACCURACY, FAILS, HOLDS, RUN_MEMORY, RUN_SPEED, UNSURE
 from ...record import RecordOptions, Run, by_config, markdown, spread
 from . import pictures
 from .baselines import random_features
-from .evaluate import BASELINES, Score, evaluate_completion, scenarios
+from .evaluate import BASELINES, Scenario, Score, evaluate_completion, scenarios
 
 FIGURES = dict(
     relative_l2="Relative L2 error of the absent cameras' features (0 = as if they were there)",
@@ -77,7 +77,7 @@ def sections(runs: Sequence[Run], folder: Path, options: RecordOptions) -> list[
         "## Completion of missing cameras: verdicts\n",
         *(f"**{run.folder.name}: {line}**\n" for run in scored for line in run.remarks),
         markdown(verdicts(groups)),
-        "Variance explained about the constant by camera, mean over the scales:\n",
+        "## Variance explained about the constant by camera, mean over the scales\n",
         markdown(explained_table(groups)),
         f"Evaluated on {device}, torch {torch.__version__}, validation windows of {windows}.\n",
         *(
@@ -89,8 +89,9 @@ def sections(runs: Sequence[Run], folder: Path, options: RecordOptions) -> list[
     ]
 
 
-def score_run(run: Run, options: RecordOptions) -> CompletionRun:
-    """Evaluates a run's checkpoint on up to `options.windows` validation windows, spread evenly."""
+def score_run(run: Run, options: RecordOptions, which: Sequence[Scenario] | None = None) -> CompletionRun:
+    """Evaluates a run's checkpoint on up to `options.windows` validation windows, spread evenly, in the scenarios
+    `which`; None = every one of `scenarios`."""
     settings, model = run.settings, run.saved.build_model(options.device)
     _, validation = settings.build_data()
     stride = max(1, len(validation) // options.windows)
@@ -101,7 +102,7 @@ def score_run(run: Run, options: RecordOptions) -> CompletionRun:
             options.progress(f"{run.folder.name}: window {count} of {len(chosen)}")
             yield settings.collate([validation[0, index]]).to(options.device)
 
-    which = scenarios(model.dropout.cameras, settings.data.history)
+    which = scenarios(model.dropout.cameras, settings.data.history) if which is None else which
     constant = constant_of(run, model)
     scores = evaluate_completion(model, batches(), which, settings.model.temporal.depths, constant)
     return CompletionRun(run.folder, run.saved, run.log, scores, random_features(model))
@@ -213,7 +214,7 @@ def _cases(run: CompletionRun) -> dict[str, list[str]]:
 
 
 def _beats_the_constant(runs: Sequence[CompletionRun], chosen: Sequence[str]) -> tuple[str, str]:
-    """The worst scenario and scale, by the mean over the seeds."""
+    """The worst scenario and scale, by the mean over the seeds, three or no verdict."""
     figures = {
         (name, stride): statistics.mean(run.figure(name, "completed", "explained", stride) for run in runs)
         for name in chosen
@@ -223,6 +224,8 @@ def _beats_the_constant(runs: Sequence[CompletionRun], chosen: Sequence[str]) ->
         return "—", UNSURE
     worst = min(figures, key=figures.get)
     text = f"worst: {worst[0]}, stride {worst[1]}, explains {figures[worst]:+.3f}"
+    if len(runs) < 3:
+        return text, UNSURE
     return text, HOLDS if figures[worst] > 0 else FAILS
 
 

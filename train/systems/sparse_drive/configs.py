@@ -5,10 +5,12 @@ Anchors come from the training split by train/tools/make_anchors.py (`anchors=FI
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 
+from ....modules.sparse_drive.completed import CompletedDriveConfig
 from ....modules.sparse_drive.network import tiny
-from .experiment import DriveExperiment
+from .experiment import CompletedExperiment, DriveExperiment
 
 
 def sparsedrive_small_stage1() -> DriveExperiment:
@@ -37,6 +39,43 @@ def sparsedrive_small_stage2() -> DriveExperiment:
     return experiment
 
 
+def sparsedrive_small_stage2_v2() -> CompletedExperiment:
+    """Completion V2 in front, from the weights of stage 2: the backbone is frozen, the head learns slowly."""
+    experiment = _completed(sparsedrive_small_stage2())
+    experiment.model.temporal.topology = "neighbours"
+    experiment.optim.multipliers = {"temporal.offset": 0.02, "head": 0.1, "depth": 0.1}
+    return experiment
+
+
+def sparsedrive_small_stage2_v1() -> CompletedExperiment:
+    """V1: a missing camera attends to all cameras; nothing else differs."""
+    experiment = sparsedrive_small_stage2_v2()
+    experiment.model.temporal.topology = "global"
+    return experiment
+
+
+def sparsedrive_small_stage2_v3() -> CompletedExperiment:
+    """V3: geometry first, at every scale; stages 2 and 3 are left out."""
+    experiment = sparsedrive_small_stage2_v2()
+    model = experiment.model
+    model.temporal.geometry, model.temporal.depths = True, (3.5, 6.0, 10.0, 17.0, 35.0, 200.0)
+    model.vae.enable = model.planning.enable = False
+    experiment.optim.multipliers = {"head": 0.1, "depth": 0.1}
+    return experiment
+
+
+def _completed(base: DriveExperiment) -> CompletedExperiment:
+    """The same with completion in front: a longer history, cameras that go missing more and more often."""
+    model = CompletedDriveConfig(base.model.backbone, base.model.head, base.model.depth)
+    model.dropout.ramp_steps = 5000
+    model.planning.trajectory_source = "none"  # the way that was driven makes plans worse
+    shared = {f.name: getattr(base, f.name) for f in fields(DriveExperiment) if f.name not in ("model", "losses")}
+    experiment = CompletedExperiment(model=model, **shared)
+    experiment.data.history = model.temporal.queue_length = 2  # inference remembers as much as training
+    experiment.optim.freeze = ("backbone",)
+    return experiment
+
+
 def _documents(make: Callable[[], DriveExperiment]) -> DriveExperiment:
     """Takes the documents' size: 900×1600, strides 8 to 64."""
     experiment = make()
@@ -50,18 +89,40 @@ def _tiny(make: Callable[[], DriveExperiment]) -> DriveExperiment:
     """Takes smaller numbers for the same code: minutes on two cores, and it learns. Its weights are random."""
     experiment = make()
     data, optim, run, with_motion = experiment.data, experiment.optim, experiment.run, experiment.model.head.with_motion
-    experiment.model = tiny()
-    experiment.model.head.with_motion = with_motion
+    small = tiny()
+    small.head.with_motion = with_motion
+    experiment.model.backbone, experiment.model.head, experiment.model.depth = small.backbone, small.head, small.depth
+    if isinstance(experiment.model, CompletedDriveConfig):
+        _tiny_completion(experiment.model)
     data.image_size, data.resize, data.rotation = (96, 160), (1.0, 1.0), 0.0
-    optim.lr, optim.base_batch, optim.multipliers = 2e-3, 0, {"backbone.body": 1.0}
+    data.box_distance = 30.0  # beyond it an object has a few pixels at this size
+    optim.lr, optim.base_batch = 2e-3, 0
+    optim.multipliers = {name: 1.0 if name == "backbone.body" else factor for name, factor in optim.multipliers.items()}
     experiment.schedule.warmup_steps = 20
     experiment.loader.batch_size, experiment.loader.workers = 2, 0
     run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 24, 8, 20, "float32"
     return experiment
 
 
+def _tiny_completion(model: CompletedDriveConfig) -> None:
+    model.temporal.stride, model.temporal.kv_downsample = 16, 1
+    model.temporal.heads = model.planning.heads = 4
+    if not model.temporal.geometry:
+        model.temporal.depths = (10.0, 30.0, 200.0)  # at this size most of what is seen is too far to move
+    model.temporal.grid = (6, 10)
+    model.planning.kv_downsample, model.planning.sigma, model.vae.latent = 2, 16.0, 16
+    model.dropout.p_missing, model.dropout.ramp_steps = 1.0, 0
+
+
 _FULL: dict[str, Callable[[], DriveExperiment]] = {
-    make.__name__: make for make in (sparsedrive_small_stage1, sparsedrive_small_stage2)
+    make.__name__: make
+    for make in (
+        sparsedrive_small_stage1,
+        sparsedrive_small_stage2,
+        sparsedrive_small_stage2_v1,
+        sparsedrive_small_stage2_v2,
+        sparsedrive_small_stage2_v3,
+    )
 }
 _FULL |= {f"{name}_900x1600": partial(_documents, make) for name, make in list(_FULL.items())}
 EXPERIMENTS: dict[str, Callable[[], DriveExperiment]] = dict(_FULL)

@@ -50,7 +50,7 @@ class DriveBatch:
     truth: DriveTruth  # of the present
     depth: list[torch.Tensor]  # for each level (B, V, h, w) metres, 0 = unknown; empty in evaluation
     tokens: list[str]  # of the present samples
-    starts: list[bool]  # whether a sample is the first of its scene
+    order: list[int]  # a sample's place in its scene
     others: list[list[np.ndarray]]  # boxes (n, 7) of moving things at each step of the plan; empty in training
     velocity: torch.Tensor  # (B, 2) float64 m/s over the ground since the moment before, NaN = unknown
     bad_files: list[str] = field(default_factory=list)
@@ -152,7 +152,7 @@ class DrivingSamples(DriveSamples):
         depth = self._depth(now, frames[-1]) if self.training and self.config.depth else []
         return DriveBatch(
             images=torch.stack(images)[None], frames=frames, status=torch.stack(status)[None].nan_to_num(),
-            truth=self.targets(now, driving, status[-1]), depth=depth, tokens=[now.token], starts=[index == 0],
+            truth=self.targets(now, driving, status[-1]), depth=depth, tokens=[now.token], order=[index],
             others=others, velocity=torch.tensor(driving.velocity)[None],
         )  # fmt: skip
 

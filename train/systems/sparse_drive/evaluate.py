@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from ....modules.camera_dropout import DropoutConfig
 from ....modules.detection.boxes import DETECTION_CLASSES, Detections
-from ....modules.rig import RigFrame
-from ....modules.settings import Share
+from ....modules.settings import Positive, Share
 from ....modules.sparse_drive.head import DriveOutput, HeadConfig
 from ....modules.sparse_drive.results import DriveResult, ResultConfig, read_results
 from ...data.splits import split_names
@@ -20,24 +21,30 @@ from ...metrics.planning_baselines import baseline_paths
 from ...metrics.pooling import known
 from ...metrics.tracking import TrackingMetric
 from .data import DriveBatch
-from .model import DrivingModel
+from .model import CompletedModel, DrivingModel, Present, one_of
 
 if TYPE_CHECKING:
     from .experiment import DriveExperiment
 
 TASKS = ("detection", "tracking", "map", "motion", "planning")
+GUARD = dict(nds=0.015, l2=0.02)  # with all cameras: how far NDS may fall, and the plan's L2 rise (metres)
 _FRAME = "ego"  # of plans: the middle of the rear axle
 _MEASURED = "measured status"  # plans of a head that is told how fast the vehicle is
 _OF_BASELINES = ("L2/mean", "L2/endpoint", "collision/mean")
 
-# A batch to the maps of its present moments, the size of the images they are of, and (B, V) bool: who is there.
-Look = Callable[[DrivingModel, DriveBatch], tuple[list[torch.Tensor], tuple[int, int], torch.Tensor | None]]
+Model = DrivingModel | CompletedModel
+Look = Callable[[Model, DriveBatch], Present]  # what stands for the cameras
 
 
 @dataclass
 class EvaluationConfig:
     tasks: tuple[str, ...] = TASKS
     sure: Share = 0.2  # class score from which on a box counts as a track, and its future as predicted
+    masked: bool = True  # with completion: also evaluate with fixed losses of cameras
+    # With completion: what a model had before it, with all cameras. A checkpoint that has lost more than `GUARD` of it
+    # is never the best by "guarded/NDS". None = no guard.
+    reference_nds: Share | None = None
+    reference_l2: Positive | None = None  # plan/L2/mean, metres
 
     def validate(self) -> None:
         unknown = sorted(set(self.tasks) - set(TASKS))
@@ -55,14 +62,49 @@ class Seen:
     measured: torch.Tensor | None  # (plan steps, 2)
 
 
-def look(model: DrivingModel, batch: DriveBatch):
+def look(model: Model, batch: DriveBatch) -> Present:
     """All cameras, as they are."""
-    return *model.extract(batch.images[:, -1]), None
+    return model.present(batch)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A `Look` at drives in which cameras are missing.
+
+    Args:
+        cameras: their names; none = nobody is missing.
+        lasting: moments that the fault lasts, after which the cameras are there for as many, and so on from the second
+            such part of the scene on; 0 = it lasts for the whole drive.
+        hide: without completion, the head does not look at missing cameras; False = it looks at black.
+    """
+
+    cameras: tuple[str, ...]
+    lasting: int = 0
+    hide: bool = True
+
+    def __call__(self, model: Model, batch: DriveBatch) -> Present:
+        absent = torch.tensor([name in self.cameras for name in model.head.config.cameras])
+        now = torch.tensor([not self.lasting or place // self.lasting % 2 == 1 for place in batch.order])
+        return model.present(batch, now[:, None] & absent, self.hide)
+
+
+def masked_by_token(config: DropoutConfig) -> Look:
+    """A fixed draw of `RandCamMask` for each sample, without faults that last: the same for every checkpoint."""
+
+    def masked(model: Model, batch: DriveBatch) -> Present:
+        cameras, missing = len(model.head.config.cameras), []
+        for token in batch.tokens:
+            rng = np.random.default_rng(list(token.encode()))
+            count = int(rng.integers(config.n_min, config.n_max + 1)) * int(rng.random() < config.p_missing)
+            missing.append(np.isin(np.arange(cameras), rng.permutation(cameras)[:count]))
+        return model.present(batch, torch.from_numpy(np.stack(missing)))
+
+    return masked
 
 
 @torch.no_grad()
 def drive(
-    model: DrivingModel, batches: Iterable[DriveBatch], results: ResultConfig, see: Look = look, measured: bool = False
+    model: Model, batches: Iterable[DriveBatch], results: ResultConfig, see: Look = look, measured: bool = False
 ) -> Iterator[Seen]:
     """Streams drives through a model in evaluation: one pass of the backbone a moment, the head's state handed on.
 
@@ -81,11 +123,11 @@ def drive(
         maps, size, visible = see(model, batch)
         for index in range(len(batch.tokens)):
             rows = slice(index, index + 1)
-            facts = [level[rows] for level in maps], _rows(batch.frames[-1], rows), size
+            facts = [level[rows] for level in maps], one_of(batch.frames[-1], index), size
             options = dict(visible=None if visible is None else visible[rows], ego_status=batch.status[rows, -1])
             found = {}
             for name in heads:
-                state = None if batch.starts[index] else states[name]
+                state = None if batch.order[index] == 0 else states[name]
                 found[name], states[name] = _run(model, name, facts, state, options)
             read = {name: _result(output, batch, rows, model, results) for name, output in found.items()}
             other = read["measured"].plan if "measured" in read else None
@@ -108,10 +150,6 @@ def _result(output: DriveOutput, batch, rows, model, results):
     command = None if output.motion is None else batch.truth.command[rows]
     (result,) = read_results(output, command, model.head.config, results)
     return result
-
-
-def _rows(frame: RigFrame, rows: slice) -> RigFrame:
-    return RigFrame(frame.image_T_ego[rows], frame.world_T_ego[rows], frame.timestamp[rows], frame.scene[rows])
 
 
 class DrivingFigures:
@@ -207,7 +245,7 @@ def _on_cpu(result: DriveResult) -> DriveResult:
 
 
 def evaluate_driving(
-    settings: "DriveExperiment", model: DrivingModel, loader, see: Look = look, measured: bool = True
+    settings: "DriveExperiment", model: Model, loader, see: Look = look, measured: bool = True
 ) -> dict[str, float]:
     """Streams a rank's scenes and gives the figures of all ranks, see `DrivingFigures.compute`."""
     figures = DrivingFigures(settings, model.head.config)

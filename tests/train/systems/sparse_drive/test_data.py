@@ -94,7 +94,7 @@ def test_an_item_fits_the_model(settings, sets):
     torch.testing.assert_close(focal_lengths(item.frames[-1])[0], expected.float(), rtol=1e-4, atol=1e-4)
 
     first, last = validation[0, 0], validation[0, 2]
-    assert first.images.shape[1] == 1 and first.starts == [True] and last.starts == [False] and not first.depth
+    assert first.images.shape[1] == 1 and first.order == [0] and last.order == [2] and not first.depth
     assert len(first.others[0]) == 6 and len(first.others[0][0]) > 0 and first.velocity.isnan().all()
     both = collate([first, last]).to("cpu")
     assert both.tokens == first.tokens + last.tokens and len(both.truth.boxes) == 2

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from rigfuse.modules.sparse_drive.network import SparseDrive
 from rigfuse.train import checkpoint
 from rigfuse.train import main as program
 from rigfuse.train.config import apply_options, check
@@ -13,11 +14,11 @@ from rigfuse.train.systems import experiment
 from rigfuse.train.systems.sparse_drive.anchors import find_anchors
 from rigfuse.train.systems.sparse_drive.baselines import Memory, results_of_truth
 from rigfuse.train.systems.sparse_drive.evaluate import DrivingFigures, Seen, drive
-from rigfuse.train.systems.sparse_drive.model import DrivingModel
 
 STAGE2 = "sparsedrive_small_stage2_tiny"
 SMALL = (
-    "data.image_size=36,64", "model.head.channels=32", "model.head.heads=2", "model.head.detection.anchors=20",
+    "data.image_size=36,64", "data.box_distance=55",
+    "model.head.channels=32", "model.head.heads=2", "model.head.detection.anchors=20",
     "model.head.detection.kept=8", "model.head.detection.layers=2", "model.head.detection.deformable.groups=4",
     "model.head.lines.anchors=8", "model.head.lines.kept=3", "model.head.lines.layers=2",
     "model.head.lines.deformable.groups=4", "model.head.lines.points=6", "model.head.motion.agents=8",
@@ -68,7 +69,7 @@ def test_streaming_is_what_windows_train(settings):
     moments = batches(settings, validation, [0, 1])
     state = None
     for batch in moments:
-        output, state, _ = DrivingModel.drive(model, batch.images[:, 0], batch.frames[0], state)
+        output, state, _ = SparseDrive.forward(model, batch.images[:, 0], batch.frames[0], state)
     scores, _ = output.detection.logits[-1][0].sigmoid().max(-1)
     torch.testing.assert_close(last.result.class_scores.sort().values, scores.sort().values)
     fresh = list(drive(model, moments[1:], settings.results))[0].result
@@ -167,7 +168,7 @@ OVERFIT = (
 
 
 def recall(settings, model, batch):
-    batch.starts, found = [True] * len(batch.tokens), []
+    batch.order, found = [0] * len(batch.tokens), []
     for seen in drive(model, [batch], settings.results):
         result = seen.result
         for box, label in zip(batch.truth.boxes[seen.index], batch.truth.labels[seen.index]):

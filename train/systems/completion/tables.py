@@ -1,0 +1,206 @@
+"""The tables of the documents' planned experiments: what is trained for each, and what it says.
+
+A table has rows, each a configuration with a change, trained with several seeds; or it looks at the same runs in other
+scenarios.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ....modules.rig import NUSCENES_CAMERAS
+from ....modules.topology import Topology
+from ...config import apply_options, check, diff, to_dict
+from ...distributed import World
+from ...record import RecordOptions, load_run, markdown, spread
+from ...trainer import Trainer
+from .. import experiment
+from .evaluate import BASELINES, LOST, Scenario
+from .record import CompletionRun, score_run
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is trained: a configuration by name (its tiny sibling or itself), and settings that are changed."""
+
+    label: str
+    config: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, and the scenarios that each is judged in, by name of the column."""
+
+    about: str
+    rows: tuple[Row, ...]
+    columns: dict[str, tuple[Scenario, ...]]
+    baselines: tuple[str, ...] = ("constant", "copy", "warp")  # rows that need no training
+
+
+_SINGLE = tuple(Scenario(name, (name,)) for name in NUSCENES_CAMERAS)
+_ONE = {"one of six missing": _SINGLE}
+
+
+def _together(count: int) -> tuple[Scenario, ...]:
+    """Every `count` cameras that stand side by side round the car."""
+    after = {name: others for name, (_, *others) in Topology.named("neighbours").attends.items()}
+    ring = ["CAM_FRONT", "CAM_FRONT_LEFT"]
+    while len(ring) < len(after):
+        ring.append(next(name for name in after[ring[-1]] if name not in ring))
+    groups = [tuple(ring[(first + step) % len(ring)] for step in range(count)) for first in range(len(ring))]
+    return tuple(Scenario(" + ".join(group), group) for group in groups)
+
+
+def _lost(count: int) -> tuple[Scenario, ...]:
+    return tuple(Scenario(f"{name}, {count} lost", (name,), count) for name in NUSCENES_CAMERAS)
+
+
+_VERSIONS = (Row("V1", "completion_v1"), Row("V2", "completion_v2"), Row("V3", "completion_v3"))
+_ALONE = ("model.planning.enable=false", "model.vae.enable=false")
+TABLES = {
+    "missing": Table(
+        "how many of six cameras are missing, side by side",
+        _VERSIONS,
+        {f"{count} of 6": _together(count) for count in (1, 2, 3)},
+    ),
+    "filling": Table(
+        "how a missing camera is filled",
+        (
+            Row(
+                "VAE alone", "completion_v2_no_temporal", ("model.planning.enable=false", "model.vae.at_inference=true")
+            ),
+            Row("temporal without motion", "completion_v2", (*_ALONE, "model.temporal.motion=false")),
+            Row("temporal", "completion_v2", _ALONE),
+            Row("temporal + stage 3", "completion_v2"),
+            Row("side by side", "completion_v2_parallel"),
+            Row("V3", "completion_v3"),
+        ),
+        _ONE,
+        BASELINES,
+    ),
+    "warp": Table(
+        "what is moved, and how",
+        (
+            Row("no warp", "completion_v2", ("model.temporal.motion=false", "model.temporal.max_offset=0")),
+            Row("one depth, 10 m", "completion_v2", ("model.temporal.depths=10", "model.temporal.max_offset=0")),
+            Row("several depths", "completion_v2", ("model.temporal.max_offset=0",)),
+            Row("several depths, offsets", "completion_v2"),
+            Row("V3", "completion_v3"),
+        ),
+        _ONE,
+    ),
+    "history": Table(
+        "moments of history",
+        (
+            Row("0", "completion_v2_no_temporal"),
+            *(
+                Row(str(count), "completion_v2", (f"model.temporal.queue_length={count}", f"data.history={count}"))
+                for count in (1, 2, 3)
+            ),
+        ),
+        _ONE,
+    ),
+    "topology": Table(
+        "whom a missing camera looks at",
+        (
+            Row("itself", "completion_own"),
+            Row("itself and its neighbours (V2)", "completion_v2"),
+            Row("all (V1)", "completion_v1"),
+        ),
+        _ONE,
+    ),
+    "trajectory": Table(
+        "which trajectory guides stage 3",
+        (
+            Row("none", "completion_v2_unguided"),
+            Row("predicted", "completion_v2_predicted"),
+            Row("ground truth, in training alone", "completion_v2"),
+        ),
+        _ONE,
+    ),
+    "duration": Table(
+        "moments for which a camera was missing before, and a drive that begins without it",
+        _VERSIONS,
+        {"only now": _SINGLE}
+        | {f"{count} before": _lost(count) for count in LOST[:2]}
+        | {"from the start": _lost(1000)}
+        | {"no history": tuple(Scenario(f"{s.name}, alone", s.cameras, history=False) for s in _SINGLE)},
+    ),
+}
+
+
+def train_row(row: Row, folder: Path, seed: int, data: str, tiny: bool, options: Sequence[str], world: World) -> None:
+    """Trains a row with one seed, unless its folder has a finished run.
+
+    Raises:
+        ValueError: settings that cannot be, or a finished run has others. TrainingError, OSError: see `Trainer`.
+    """
+    settings = experiment(f"{row.config}_tiny" if tiny else row.config)
+    settings.data.root, settings.run.seed = data, seed
+    apply_options(settings, (*row.options, *options))
+    if settings.model.temporal.enable and not any("queue_length" in option for option in row.options):
+        settings.model.temporal.queue_length = settings.data.history
+    check(settings)
+    if not (folder / "result.json").is_file():
+        Trainer(settings, folder, world).fit()
+        return
+    changed = diff(json.loads((folder / "config.json").read_text()), to_dict(settings))
+    if changed:
+        raise ValueError(f"{folder} was trained with other settings ({changed[0]}); --out takes another folder")
+
+
+def score_table(table: Table, folders: dict[str, list[Path]], options: RecordOptions) -> list[list[str]]:
+    """The table: label × column, variance explained about the constant and relative L2, means over cameras, scales and
+    seeds with the spread over seeds; then training speed and peak memory of the run.
+
+    Args:
+        folders: label → a run's folder for each seed.
+    """
+    which = [scenario for column in table.columns.values() for scenario in column]
+    runs = {label: [score_run(load_run(path), options, which) for path in paths] for label, paths in folders.items()}
+    everyone = [run for group in runs.values() for run in group]
+    head = [f"{column}: {name}" for column in table.columns for name in ("explained", "relative L2")]
+    rows = [["", *head, "it/s", "peak MiB"]]
+    for method in table.baselines:
+        rows.append([method, *_figures(table, everyone, method), "—", "—"])
+    for label, group in runs.items():
+        speed, memory = (spread([getattr(run, what) for run in group], "{:.2f}") for what in ("speed", "memory"))
+        rows.append([label, *_figures(table, group, "completed"), speed, memory])
+    return rows
+
+
+def _figures(table, runs: Sequence[CompletionRun], method: str) -> list[str]:
+    cells = []
+    for column in table.columns.values():
+        for name, form in (("explained", "{:+.3f}"), ("relative_l2", "{:.3f}")):
+            values = [statistics.mean(run.figure(s.name, method, name) for s in column) for run in runs]
+            cells.append(spread(values, form))
+    return cells
+
+
+def make_table(
+    name: str,
+    out: Path,
+    options: RecordOptions,
+    *,
+    data: str,
+    seeds: int,
+    tiny: bool,
+    settings: Sequence[str],
+    progress: Callable[[str], None],
+) -> str:
+    """Trains what the table `name` needs into `out` and returns it in Markdown; what is trained already is taken."""
+    table, folders = TABLES[name], {}
+    for row in table.rows:
+        for seed in range(seeds):
+            progress(f"{row.label}, seed {seed}")
+            place = "-".join((row.config, *(option.replace("model.", "") for option in row.options)))
+            folder = out / "runs" / f"{place}-{seed}"
+            train_row(row, folder, seed, data, tiny, settings, World(device=options.device))
+            folders.setdefault(row.label, []).append(folder)
+    text = f"# {name}: {table.about}\n\n{markdown(score_table(table, folders, options))}"
+    (out / f"{name}.md").write_text(text)
+    return text
