@@ -87,6 +87,8 @@ def test_every_call_compiles(dry_run, name, dtype):
     assert launched == set(KERNELS[name])
 
 
+# Sizes and strides of 1 become constants, which a kernel must not take for tensors.
+_ONES = dict(sources=1, targets=1, channels=1, source=(1, 1), size=(1, 1), depths=1)
 OTHERS = {  # name of the example, its sizes, other arguments
     "head dim 40": ("cross_camera_attention", {"dim": 40}, {}),
     "head dim 17": ("cross_camera_attention", {"dim": 17}, {}),
@@ -95,9 +97,8 @@ OTHERS = {  # name of the example, its sizes, other arguments
     "a bias for all": ("bias_softmax", {"bias_shape": ()}, {}),
     "nearest": ("multi_depth_warp", {}, {"mode": "nearest"}),
     "nearest of hypotheses": ("multi_depth_warp of hypotheses", {}, {"mode": "nearest"}),
-    "one of everything": (
-        "multi_depth_warp", dict(sources=1, targets=1, channels=1, source=(1, 1), size=(1, 1), depths=1), {},
-    ),
+    "one of everything": ("multi_depth_warp", _ONES, {}),
+    "one hypothesis": ("multi_depth_warp of hypotheses", _ONES, {}),
 }  # fmt: skip
 
 

@@ -11,8 +11,7 @@ NAMES = ("forward", "backward_target", "backward_features")
 FORWARD, TARGET, FEATURES = (f"multi_depth_warp_{name}" for name in NAMES)
 
 
-def launches(dtype, layout=torch.channels_last, channels=256, targets=12, depths=2, size=(28, 48), nearest=False,
-             each=False):  # fmt: skip
+def launches(dtype, layout=torch.channels_last, channels=256, targets=12, depths=2, size=(28, 48), each=False):
     """Forward and backward with every optional argument; `each`: hypotheses with a map of their own."""
     from rigfuse.kernels.multi_depth_warp.triton import launch_backward, launch_forward
 
@@ -23,7 +22,7 @@ def launches(dtype, layout=torch.channels_last, channels=256, targets=12, depths
     if each:
         geometry = torch.zeros(targets, depths, 3, 4), torch.ones(depths)
         index = torch.zeros(targets, depths, dtype=torch.int64)
-    arguments = (features, *geometry, *blend, index, *size, nearest, 0.1)
+    arguments = (features, *geometry, *blend, index, *size, False, 0.1)
 
     def launch():
         launch_forward(*arguments)
@@ -57,25 +56,3 @@ def test_budget(architecture, dtype, layout, request):
 def test_budget_of_hypotheses(architecture, request):
     for kernel in compile_launches(architecture, launches(torch.bfloat16, each=True, depths=6)):
         check_budget("hypotheses/bfloat16", kernel, request.config.getoption("--update-budgets"))
-
-
-@pytest.mark.parametrize(
-    "sizes",
-    [dict(channels=1, targets=1, depths=1, size=(1, 1)), dict(channels=3, size=(5, 7), nearest=True),
-     dict(channels=1, targets=1, depths=1, size=(1, 1), each=True)],
-    ids=["ones", "odd", "one hypothesis"],
-)  # fmt: skip
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bf16", "fp64"])
-def test_specialises_on_any_size(dtype, sizes):
-    """Sizes and strides of 1 become constants, which a kernel must not take for tensors."""
-    assert len(compile_launches("sm_90", launches(dtype, **sizes))) == 3
-
-
-def test_absent_arguments():
-    from rigfuse.kernels.multi_depth_warp.triton import launch_backward, launch_forward
-
-    features = torch.zeros(2, 16, 8, 8, dtype=torch.bfloat16)
-    arguments = (features, torch.zeros(2, 2, 3), None, None, None, None, 8, 8, False, 0.0)
-    assert len(compile_launches("sm_90", lambda: launch_forward(*arguments))) == 1
-    backward = compile_launches("sm_90", lambda: launch_backward(features, *arguments, [True, False, False]))
-    assert [kernel.name for kernel in backward] == [TARGET, FEATURES]
