@@ -43,9 +43,9 @@ world: $(WORLD)/summary.json  ## make runs/world, a generated town in nuScenes' 
 TRAIN = $(BIN)/torchrun --nproc-per-node 2 train/main.py --data $(WORLD) --resume auto
 WEIGHTS = model.backbone.weights=work_dirs/depth_tiny/checkpoints/best.pt
 
-train: world  ## train depth_tiny, then completion_v2_tiny on its features, in two processes on runs/world
+train: world  ## train depth_tiny, then completion_v3_tiny on its features, in two processes on runs/world
 	$(TRAIN) --config depth_tiny
-	$(TRAIN) --config completion_v2_tiny --cfg-options $(WEIGHTS) loader.batch_size=2
+	$(TRAIN) --config completion_v3_tiny --cfg-options $(WEIGHTS) loader.batch_size=2
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check .
