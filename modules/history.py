@@ -1,7 +1,7 @@
 """What the rig saw a moment ago: feature maps, which cameras were there, and the geometry."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,6 +75,18 @@ class HistoryQueue:
         """Forgets everything."""
         self._frames.clear()
 
+    def fill(self, frames: Iterable[HistoryFrame]) -> None:
+        """Holds these moments, newest first, and no other."""
+        self._frames = deque(frames, maxlen=self.length)
+
+    def narrow(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A copy of the features in the dtype of the queue, and its scale, see `HistoryFrame`."""
+        features, scale = features.detach(), None
+        if self.dtype == torch.int8:
+            scale = features.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=1e-12) / 127
+            features = (features / scale).round()
+        return features.to(self.dtype or features.dtype, copy=True), scale
+
     def fork(self) -> "HistoryQueue":
         """A queue with the same moments, which goes on by itself. Nothing is copied: nothing stored is written to."""
         other = HistoryQueue(self.length, self.dtype, self.max_gap)
@@ -121,11 +133,7 @@ class HistoryQueue:
                 got, needed = tuple(shape), tuple(features.shape[:2])
                 raise ValueError(f"HistoryQueue: {name} has (batch, cameras) {got}, needs {needed}")
         self.prepare(frame, features)
-        features, scale = features.detach(), None
-        if self.dtype == torch.int8:
-            scale = features.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=1e-12) / 127
-            features = (features / scale).round()
-        stored = features.to(self.dtype or features.dtype, copy=True)
+        stored, scale = self.narrow(features)
         self._frames.appendleft(HistoryFrame(stored, ~missing.cpu(), frame.clone(), scale))
 
 

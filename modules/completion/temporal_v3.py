@@ -91,9 +91,18 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         self.backend = backend
 
     def complete(
-        self, features: list[torch.Tensor], missing: torch.Tensor, frame: RigFrame, history: PyramidHistory
+        self,
+        features: list[torch.Tensor],
+        missing: torch.Tensor,
+        frame: RigFrame,
+        history: PyramidHistory,
+        *,
+        every: bool = False,
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Completes the missing cameras from a history, which forgets what cannot be the past of `frame`.
+
+        With `every` all maps are worked on and those of the missing cameras kept, so that no shape hangs on a value;
+        the history must be that of `frame` already.
 
         Args:
             features: for each of `strides` (B, V, C, H, W); get gradients, through the present cameras too.
@@ -111,10 +120,11 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         with annotate("temporal_completion"):
             if self.training:
                 self._learn_usual(features, missing)
-            history.prepare(frame, features)
-            sources = list_sources(missing.cpu(), frame, history.frames, self._table, self.moments)
+            if not every:
+                history.prepare(frame, features)
+            sources = list_sources(missing.cpu(), frame, history.frames, self._table, self.moments, every=every)
             if len(sources.sample):
-                features = self._complete(features, sources, history)
+                features = self._complete(features, sources, history, missing if every else None)
         return features, missing
 
     @torch.no_grad()
@@ -134,13 +144,13 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         usual = self.usual.unflatten(0, (len(self.strides), -1))[scale, camera]
         return F.adaptive_avg_pool2d(usual, like.shape[-2:]).to(like.dtype)
 
-    def _complete(self, features, sources, history):
+    def _complete(self, features, sources, history, only):
         device, completed = features[0].device, list(features)
         index = sources.sample.to(device), sources.camera.to(device)
         camera, refined = index[1], None
         score = self._scores(camera, features[self.coarse].shape[-2:])
         for scale in sorted(range(len(self.strides)), key=lambda scale: scale != self.coarse):
-            maps = self._unusual(scale, features[scale], history.queues[scale].frames, sources.maps)
+            maps = self._unusual(scale, features[scale], history.queues[scale].frames, sources)
             look = _Look(maps, self.strides[scale] * history.pool, sources)
             x = features[scale]
             with annotate("temporal_completion.warp"):
@@ -152,7 +162,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
                 detail = F.interpolate(refined, size=base.shape[-2:], mode="bilinear", align_corners=False)
                 completion = base + self.lift[str(scale)](torch.cat([base, detail], dim=1))
             fuse = lambda original, scale=scale, completion=completion: self._fuse(original, completion, scale)  # noqa: E731
-            completed[scale] = replace_maps(x, index, fuse)
+            completed[scale] = replace_maps(x, index, fuse, only=only)
         return completed
 
     def _scores(self, camera, size):
@@ -160,12 +170,12 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         now = torch.zeros(len(camera), device=camera.device)
         return self.steer(self.attention.encoding(camera, now, size)).mT.unflatten(-1, size).float()
 
-    def _unusual(self, scale, features, past, maps):
+    def _unusual(self, scale, features, past, sources):
         """What is unusual in the sources of a scale, (S, C, h, w); the past has no gradient."""
         batch, views = features.shape[:2]
-        moment, place, found = maps // (batch * views), maps % (batch * views), []
-        for step in moment.unique().tolist():
-            chosen = place[moment == step].to(features.device)
+        found = []
+        for step, place in sources.by_moment(batch * views):
+            chosen = place.to(features.device)
             if step == 0:
                 x = pooled(features.flatten(0, 1)[chosen], self._history_pool)
                 found.append(x - self._usual(scale, chosen % views, x))
@@ -213,7 +223,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         size = tuple(-(-n // side) for n in size)
         look = look.pooled(max(side // look.coarser_than(self.stride), 1))
         found = look.at(self.depths, size, self.stride * side)
-        query, slot = (sources.index >= 0).nonzero().unbind(1)
+        query, slot = sources.pairs
         row = query.to(device), slot.to(device)
         depth = self._depth_score(_resized(score, size)[:, : self.hypotheses], found)[row[0]]
         weights = depth.masked_fill(~found.seen[row], -1e4).softmax(dim=1) * found.seen[row]
@@ -221,6 +231,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         maps, coverage = self._warp(look, one, weights, sources.index[query, slot][:, None], size)
         table = torch.full_like(sources.index, -1)
         table[query, slot] = torch.arange(len(query))
+        table.masked_fill_(sources.index < 0, -1)
         of, age = (x[query, slot].to(device) for x in (sources.of, sources.age.float()))
         return _Keys(maps, of, age, (coverage > 0.05).flatten(1), table.to(device))
 
