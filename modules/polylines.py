@@ -74,6 +74,6 @@ def spread_lines(count: int, points: int, sides: tuple[float, float]) -> torch.T
     y = ((index // columns + 0.5) / rows - 0.5) * sides[1]
     along = torch.linspace(-0.25, 0.25, points)
     crosses = (index % 2 == 1)[:, None]
-    line_x = x[:, None] + torch.where(crosses, 0.0, along * sides[0])
-    line_y = y[:, None] + torch.where(crosses, along * sides[1], 0.0)
+    line_x = x[:, None] + ~crosses * along * sides[0]
+    line_y = y[:, None] + crosses * along * sides[1]
     return torch.stack([line_x, line_y], dim=-1)
