@@ -275,8 +275,6 @@ def test_bad_tensors(name, argument):
     example = EXAMPLES[name]
     arguments = example.make(torch.float32)
     row, tensor = example.table.arguments[argument], arguments[argument]
-    if argument == next(iter(example.table.arguments)):
-        arguments.pop("output_size", None)  # by default that of the first argument, which has one only if it is sound
     cases = [
         (TypeError, NO_TENSOR.format("list"), [1.0]),
         (TypeError, "is complex64, needs ", tensor.to(torch.complex64)),
@@ -296,5 +294,8 @@ def test_bad_tensors(name, argument):
     for error, message, value in cases:
         with pytest.raises(error, match=f"^{example.table.operation}: {re.escape(argument)} {message}"):
             example.function(**{**arguments, argument: value})
+    if argument == "features":  # whose size is the result's, where that is not given
+        with pytest.raises(TypeError, match="must be a dense tensor"):
+            example.function(**{**arguments, "features": nested_like(tensor)[0], "output_size": None})
     with pytest.raises(BackendError, match="backend is 'cuda'; choose one of auto, torch, triton, definition"):
         example.function(**arguments, backend="cuda")
