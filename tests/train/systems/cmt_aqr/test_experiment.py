@@ -107,6 +107,10 @@ def test_train_freeze_and_evaluate_from_the_command_line(small_world, tmp_path, 
     freeze = [f"optim.multipliers.{name}=0" for name in FROZEN]
     quick = ["run.epochs=2", "run.log_steps=1", "run.checkpoint_steps=1", "run.keep=50", "run.tensorboard=false"]
     arguments = ["--data", str(small_world), "--work-dir", str(folder), "--cfg-options", *freeze, *quick]
+    with pytest.raises(SystemExit, match="frozen, and as random as they were made: img_backbone, .* random_frozen="):
+        program.main(["--config", TINY, *arguments])
+    assert not folder.exists() or not list(folder.glob("checkpoints/*"))
+    arguments.append(f"random_frozen={','.join(FROZEN)}")
     program.main(["--config", TINY, *arguments, "loader.batch_size=1", "run.evaluate_epochs=2"])
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     trained, evaluated = [line for line in records if "loss" in line], records[-1]
