@@ -20,8 +20,11 @@ _FROZEN = ("img_backbone", "pts_backbone", "pts_voxel_encoder", "pts_middle_enco
 def cmt_aqr() -> DetectionExperiment:
     """The documents' v3: attention bias, learnable scale."""
     experiment = DetectionExperiment()
-    optim, run = experiment.optim, experiment.run
+    optim, run, schedule = experiment.optim, experiment.run, experiment.schedule
     optim.lr, optim.weight_decay, optim.clip = 1.4e-4, 0.01, 35.0
+    optim.base_batch, optim.decay = 16, "matrices"  # upstream's rate is for 8 × 2 samples
+    schedule.kind, schedule.peak_factor, schedule.final_factor = "cyclic", 6.0, 1e-4
+    experiment.model.grid_mask = 0.7
     optim.multipliers = {
         **dict.fromkeys(_FROZEN, 0.0),
         **dict.fromkeys(("img_neck", "pts_neck"), 0.05),
@@ -33,7 +36,7 @@ def cmt_aqr() -> DetectionExperiment:
         "attention_bias_generator.bias_scale": 0.5,
     }
     experiment.loader.batch_size = 2
-    run.epochs, run.amp = 20, "bfloat16"
+    run.epochs, run.amp, run.ema = 20, "bfloat16", 0.999
     return experiment
 
 
@@ -115,7 +118,8 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     model, data, run, optim = experiment.model, experiment.data, experiment.run, experiment.optim
     data.image_size, data.sweeps, data.resize, data.cbgs = (96, 160), 1, (1.0, 1.0), False
     data.point_range = (-25.6, -25.6, -3.0, 25.6, 25.6, 5.0)
-    data.bev_rotation, data.bev_scale, data.bev_flip = 0.0, (1.0, 1.0), False
+    data.bev_rotation, data.bev_scale, data.bev_flip, data.bev_translation = 0.0, (1.0, 1.0), False, 0.0
+    data.flip, model.grid_mask = False, 0.0
     data.p_no_image = data.p_no_lidar = 0.0
     model.channels, model.queries, model.denoising_groups = 64, 100, 3
     model.camera.resnet, model.camera.frozen_stages, model.camera.norm_eval = "tiny", -1, False
@@ -124,10 +128,11 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     lidar.channels, lidar.blocks = (16, 32), 1
     lidar.second, lidar.layers, lidar.frozen_stages, lidar.norm_eval = (32, 64), 2, -1, False
     decoder.layers, decoder.heads, decoder.feedforward, decoder.dropout = 2, 4, 128, 0.0
-    optim.lr, optim.multipliers = 2e-3, dict.fromkeys(optim.multipliers, 1.0)
-    experiment.schedule.warmup_steps = 20
+    optim.lr, optim.base_batch, optim.multipliers = 2e-3, 0, dict.fromkeys(optim.multipliers, 1.0)
+    experiment.schedule.kind, experiment.schedule.warmup_steps = "cosine", 20
     experiment.loader.batch_size, experiment.loader.workers = 2, 0
     run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 8, 4, 20, "float32"
+    run.ema = 0.0
     return experiment
 
 

@@ -29,8 +29,10 @@ class DetectionConfig(DatasetConfig):
     sweeps: Count = 10  # LiDAR scans put together, the key frame's own included
     point_range: tuple[float, float, float, float, float, float] = POINT_RANGE  # lows, then highs, metres
     resize: tuple[Positive, Positive] = (0.94, 1.25)
-    bev_rotation: NonNegative = 0.3925  # radians about z, drawn from ±bev_rotation
-    bev_scale: tuple[Positive, Positive] = (0.95, 1.05)
+    flip: bool = True
+    bev_rotation: NonNegative = 0.785  # radians about z, drawn from ±bev_rotation
+    bev_scale: tuple[Positive, Positive] = (0.9, 1.1)
+    bev_translation: NonNegative = 0.5  # metres, standard deviation along each axis
     bev_flip: bool = True  # mirror x in half of the samples, and y in half
     cbgs: bool = True  # class-balanced resampling
     p_no_image: Share = 0.25  # share of the samples whose images are made black …
@@ -143,8 +145,10 @@ class DetectionSamples(DriveSamples):
             return view, _UNCHANGED, True, True
         c = self.config
         flip_x, flip_y = (bool(flip) and c.bev_flip for flip in rng.random(2) < 0.5)
-        bev = BevAugmentation(rng.uniform(-c.bev_rotation, c.bev_rotation), rng.uniform(*c.bev_scale), flip_x, flip_y)
+        turn, scale = rng.uniform(-c.bev_rotation, c.bev_rotation), rng.uniform(*c.bev_scale)
         masked = rng.random()  # one draw, so that never both are gone
+        translation = tuple(c.bev_translation * rng.standard_normal(3))
+        bev = BevAugmentation(turn, scale, flip_x, flip_y, translation)
         return view, bev, masked >= c.p_no_image, not c.p_no_image <= masked < c.p_no_image + c.p_no_lidar
 
     def targets(self, moment: Moment, bev: BevAugmentation = _UNCHANGED) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from rigfuse.modules.maps_layout import MapLayout
 from rigfuse.train import checkpoint
 from rigfuse.train import main as program
 from rigfuse.train.config import diff, to_dict
-from rigfuse.train.optim import parameter_groups, set_training
+from rigfuse.train.optim import learning_rate, parameter_groups, set_training
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.cmt_aqr.configs import EXPERIMENTS
 
@@ -42,6 +42,16 @@ def test_every_pattern_of_the_documents_matches(full):
         | {"task_heads": 0.8, "aqr_weight_generator": 1.0, "attention_bias_generator.bias_scale": 0.5}
     )
     assert {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad} == set(FROZEN)
+
+
+def test_training_is_as_upstreams(full):
+    settings, _, groups = full[FULL]
+    assert settings.schedule.kind == "cyclic" and settings.schedule.peak_factor == 6.0
+    assert {parameter.ndim > 1 for group in groups if group["weight_decay"] for parameter in group["params"]} == {True}
+    assert {parameter.ndim > 1 for group in groups if not group["weight_decay"] for parameter in group["params"]} == {
+        False
+    }
+    assert learning_rate(settings.optim, 32) == pytest.approx(2 * learning_rate(settings.optim, 16)) == 2.8e-4
 
 
 def test_three_quarters_are_frozen(full):
