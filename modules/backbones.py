@@ -71,7 +71,7 @@ class ResNet(nn.Module):
 
     def random_parts(self) -> list[str]:
         """Names the parts that are as random as they were made: nobody has trained them, and no weights were loaded."""
-        return ["ResNet"] if _untouched_norms(self.body) else []
+        return ["ResNet"] if untouched_norms(self.body) else []
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Turns images (N, 3, H, W), normalised, into one (N, C, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
@@ -222,9 +222,9 @@ def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _untouched_norms(module: nn.Module) -> bool:
-    """Whether every batch norm is as it was made: scale and variance 1, shift and mean 0."""
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+def untouched_norms(module: nn.Module) -> bool:
+    """Whether every batch norm is as it was made: scale and variance 1, shift and mean 0; True where there is none."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     ones = all(bool((x == 1).all()) for layer in norms for x in (layer.weight, layer.running_var))
     return ones and not any(bool(x.any()) for layer in norms for x in (layer.bias, layer.running_mean))
 

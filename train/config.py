@@ -136,6 +136,9 @@ class Experiment:
         """Figures over all ranks' shares of the validation set. `loader` gives batches on the device."""
         raise NotImplementedError
 
+    def approve(self, model) -> None:
+        """Raises TrainingError where this network must not be trained as it is, before anything is written."""
+
     def remarks(self, model) -> list[str]:
         """What is odd about the network as it begins to train, in lines that the log shows."""
         return []
