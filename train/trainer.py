@@ -30,7 +30,7 @@ from .log import Meter, RunLog, as_time, peak_memory
 from .optim import Schedule, build_optimizer, learning_rate, set_training
 from .order import seed_step
 from .progress import Progress
-from .resume import state_of, take_over
+from .resume import state_of, take_over, warmup_samples
 
 __all__ = ["Trainer", "TrainingError"]
 
@@ -77,7 +77,7 @@ class Trainer:
         self.amp = getattr(torch, self.run.amp)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp == torch.float16)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.progress.warmup_samples = experiment.schedule.warmup_steps * self.batches.per_step
+        self.progress.warmup_samples = warmup_samples(experiment.schedule, self.batches)
         if resume is not None:
             self._resume(Path(resume))
         self.total = self.progress.total_steps(self.batches, self.run.epochs)
@@ -291,6 +291,8 @@ class Trainer:
         figures |= {"grad_norm": norm.item(), "skipped": self.progress.skipped, "speed/it_per_s": rate}
         figures |= {"memory/peak_mib": peak_memory(self.world.device), "bad_files": len(self.bad_files)}
         self.log.record(self.progress.step, self.progress.epoch, figures)
+        for line in self.experiment.lines(figures):
+            self.log.say(line)
 
     def _finish(self, figures, seconds):
         """The result, for a person and for a program."""

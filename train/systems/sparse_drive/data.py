@@ -15,14 +15,13 @@ from ....modules.sparse_drive.motion import STATUS
 from ....modules.sparse_drive.network import SparseDriveConfig
 from ...data.cache import ArrayCache
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
-from ...data.driving_truth import DrivingTruth, TruthConfig, truth_cache
+from ...data.driving_truth import DrivingTruth, TruthConfig, truth_for_all_ranks
 from ...data.futures import future_boxes
 from ...data.images import BadFile, normalised
 from ...data.lidar_depth import depth_targets
 from ...data.map_targets import line_targets
 from ...data.moments import Box, Drive, Moment
 from ...data.splits import drives_of_splits, split_names
-from ...distributed import on_first_rank
 from ...metrics.motion import MOTION_CLASSES
 from .mirror import mirrored, mirrored_points
 
@@ -234,11 +233,7 @@ def build_driving(config: DriveConfig, model: SparseDriveConfig, seed: int) -> t
     kept = TruthConfig(head.line_range, head.motion.steps, head.motion.plan_steps)
     sets = []
     for split, drives, training in zip(split_names(config), drives_of_splits(config), (True, False)):
-        truth = {}
-        if drives:
-            find = lambda: truth_cache(config.cache, config.root, config.version, split, kept)  # noqa: B023, E731
-            on_first_rank(find)
-            truth = find()
+        truth = truth_for_all_ranks(config, split, kept) if drives else {}
         sets.append(DrivingSamples(drives, config, training, seed, model, truth))
     sets[0].check_files()
     return sets[0], sets[1]
