@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rigfuse.modules import polylines
 from rigfuse.modules.projection import project
 from rigfuse.modules.rig import nuscenes_like_rig
 from rigfuse.modules.sparse_drive import anchors, boxes, lines
@@ -50,11 +51,11 @@ def test_a_line_stands_still():
 
 def test_orders_of_a_line():
     open_line = torch.tensor([[0.0, 0], [1, 0], [2, 1]])
-    orders = lines.line_orders(open_line)
+    orders = polylines.line_orders(open_line)
     assert orders.shape == (4, 3, 2) and torch.equal(orders[:2], torch.stack([open_line, open_line.flip(0)]))
-    assert (orders[2:] == lines.FAR).all()
+    assert (orders[2:] == polylines.FAR).all()
     ring = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
-    orders = lines.line_orders(ring)
+    orders = polylines.line_orders(ring)
     assert orders.shape == (8, 5, 2) and len(orders.unique(dim=0)) == 8
     assert torch.equal(orders[:, 0], orders[:, -1])
     steps = (orders[:, 1:] - orders[:, :-1]).norm(dim=-1)
