@@ -18,6 +18,7 @@ _SIZES = {
     "resnet50": dict(
         embedding_size=64, hidden_sizes=(256, 512, 1024, 2048), depths=(3, 4, 6, 3), layer_type="bottleneck"
     ),
+    "resnet34": dict(embedding_size=64, hidden_sizes=(64, 128, 256, 512), depths=(3, 4, 6, 3), layer_type="basic"),
     "tiny": dict(embedding_size=16, hidden_sizes=(16, 32, 64, 128), depths=(1, 1, 1, 1), layer_type="basic"),
 }
 _STAGE_STRIDES = (4, 8, 16, 32)
@@ -27,7 +28,7 @@ _STAGE_STRIDES = (4, 8, 16, 32)
 class BackboneConfig:
     """Settings of a `ResNet`."""
 
-    resnet: Literal["resnet50", "tiny"] = "resnet50"
+    resnet: Literal["resnet50", "resnet34", "tiny"] = "resnet50"
     weights: str | None = None  # a checkpoint of this toolkit, or transformers' folder or hub name; None = random
     frozen_stages: Annotated[int, Range(at_least=-1, at_most=4)] = 4  # with their statistics; stem = 0, −1 = none
     norm_eval: bool = True  # every batch norm keeps its statistics in training too
