@@ -10,22 +10,20 @@ import torch.nn.functional as F
 
 from ....modules.rig import RigFrame
 from ....modules.settings import Count, Positive, Share, Whole
-from ....modules.sparse_drive.lines import line_orders
 from ....modules.sparse_drive.losses import DriveTruth
 from ....modules.sparse_drive.motion import STATUS
 from ....modules.sparse_drive.network import SparseDriveConfig
 from ...data.cache import ArrayCache
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
-from ...data.driving_truth import DrivingTruth, TruthConfig, truth_cache
+from ...data.driving_truth import DrivingTruth, TruthConfig, truth_for_all_ranks
 from ...data.futures import future_boxes
 from ...data.images import BadFile, normalised
 from ...data.lidar_depth import depth_targets
-from ...data.map_truth import MAP_CLASSES
+from ...data.map_targets import line_targets
 from ...data.moments import Box, Drive, Moment
 from ...data.splits import drives_of_splits, split_names
-from ...distributed import on_first_rank
-from ...metrics.map import resample
 from ...metrics.motion import MOTION_CLASSES
+from .mirror import mirrored, mirrored_points
 
 
 @dataclass
@@ -35,6 +33,7 @@ class DriveConfig(DatasetConfig):
     image_size: tuple[Count, Count] = (256, 704)  # height, width
     history: Whole = 1  # moments before the present that training warms the instances up with
     p_no_history: Share = 0.1  # share of the training samples that begin a drive, whatever was before
+    mirror: bool = False  # show half of the training samples as they were in a mirror: left is right, in all they hold
     box_distance: Positive = 55.0  # metres from the ego frame's origin up to which boxes are learned
     depth: bool = True  # whether there is LiDAR that the depth of the maps is learned from
     cache: str = "work_dirs/cache"  # a folder for the truth, which is made once
@@ -122,7 +121,6 @@ class DrivingSamples(DriveSamples):
         if names != tuple(model.head.cameras):
             needed = ", ".join(model.head.cameras)
             raise ValueError(f"{config.root} has the cameras {', '.join(names)}; model.head.cameras are {needed}")
-        self._relabel = np.array([_place(name, model.head.line_classes) for name in MAP_CLASSES])
 
     def share(self, rank: int, ranks: int) -> list[int]:
         """The indices that a rank evaluates: whole scenes, in order."""
@@ -137,6 +135,7 @@ class DrivingSamples(DriveSamples):
     def read(self, place: int, rng: np.random.Generator) -> DriveBatch:
         moments, view = self.moments(place), self.draw_view(rng)
         begins = self.training and rng.random() < self.config.p_no_history
+        mirror = self.training and bool(rng.random() < 0.5) and self.config.mirror
         images, frames, status = [], [], []
         for moment in moments:
             augmentations = self.augmentations(moment.rig, view)
@@ -149,12 +148,16 @@ class DrivingSamples(DriveSamples):
         now, driving = moments[-1], DrivingTruth.from_arrays(self.truth[moments[-1].token])
         drive, index = self.places[place]
         others = [] if self.training else [self._others(drive, index)]
-        depth = self._depth(now, frames[-1]) if self.training and self.config.depth else []
-        return DriveBatch(
+        batch = DriveBatch(
             images=torch.stack(images)[None], frames=frames, status=torch.stack(status)[None].nan_to_num(),
-            truth=self.targets(now, driving, status[-1]), depth=depth, tokens=[now.token], order=[index],
+            truth=self.targets(now, driving, status[-1]), depth=[], tokens=[now.token], order=[index],
             others=others, velocity=torch.tensor(driving.velocity)[None],
         )  # fmt: skip
+        if mirror:
+            batch = mirrored(batch, now.rig.names)
+        if self.training and self.config.depth:
+            batch.depth = self._depth(now, batch.frames[-1], mirror)
+        return batch
 
     def targets(self, moment: Moment, driving: DrivingTruth, status: torch.Tensor) -> DriveTruth:
         """What is true of a moment, as a batch of one: boxes of the model's classes that have points and are near, map
@@ -175,32 +178,18 @@ class DrivingSamples(DriveSamples):
         ego_known = torch.tensor(driving.ego_mask)
         way = torch.tensor(driving.ego_path).float()
         way = way.diff(dim=0, prepend=torch.zeros(1, 2)) * ego_known[:, None]
-        lines, line_labels = self._lines(driving)
+        lines, line_labels = line_targets(driving.map, head.line_classes, head.lines.points)
         return DriveTruth(
             [boxes], [torch.tensor(labels, dtype=torch.int64)], [lines], [line_labels], [futures], [known], way[None],
             ego_known[None], torch.tensor([driving.command]), status[None],
         )  # fmt: skip
 
-    def _lines(self, driving):
-        """(L, orders, points, 2) and (L,)."""
-        labels = self._relabel[driving.map.labels]
-        points = self.model.head.lines.points
-        chosen = [place for place, label in enumerate(labels) if label >= 0]
-        lines = [torch.from_numpy(resample(driving.map.lines[place], points)).float() for place in chosen]
-        for line, place in zip(lines, chosen):
-            whole = driving.map.lines[place]
-            if (whole[0] == whole[-1]).all():
-                line[-1] = line[0]  # closed, to the bit
-        orders = [line_orders(line) for line in lines]
-        empty = torch.empty(0, 2 * (points - 1), points, 2)
-        return torch.stack(orders) if orders else empty, torch.from_numpy(labels[chosen])
-
-    def _depth(self, moment, frame):
+    def _depth(self, moment, frame, mirror):
         """Targets of the finest levels, with zeros where the images are padded."""
         levels, strides = self.model.depth.levels, self.model.backbone.strides
         height, width = self.config.image_size
         try:
-            points = moment.points(1)
+            points = mirrored_points(moment.points(1)) if mirror else moment.points(1)
         except OSError as error:
             raise BadFile(str(error.filename)) from error
         found = []
@@ -244,11 +233,7 @@ def build_driving(config: DriveConfig, model: SparseDriveConfig, seed: int) -> t
     kept = TruthConfig(head.line_range, head.motion.steps, head.motion.plan_steps)
     sets = []
     for split, drives, training in zip(split_names(config), drives_of_splits(config), (True, False)):
-        truth = {}
-        if drives:
-            find = lambda: truth_cache(config.cache, config.root, config.version, split, kept)  # noqa: B023, E731
-            on_first_rank(find)
-            truth = find()
+        truth = truth_for_all_ranks(config, split, kept) if drives else {}
         sets.append(DrivingSamples(drives, config, training, seed, model, truth))
     sets[0].check_files()
     return sets[0], sets[1]
@@ -263,7 +248,3 @@ def _detection_class(box: Box) -> str | None:
 def _label(box, classes):
     name = _detection_class(box)
     return classes.index(name) if name in classes else None
-
-
-def _place(name, names):
-    return names.index(name) if name in names else -1
