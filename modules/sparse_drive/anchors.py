@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ...kernels.runtime.extras import optional
+from ..polylines import spread_lines
 from .motion import COMMANDS, turned
 
 cluster = optional("modules", "scipy.cluster.vq")
@@ -108,7 +109,7 @@ def spread_anchors(config) -> Anchors:
     height = torch.full_like(place, config.ego.ground + _CAR[2] / 2)
     centres = torch.stack([radius * angle.cos(), radius * angle.sin(), height], dim=1)
     boxes = _boxes(centres, torch.tensor(_CAR).log())
-    lines = _spread_lines(config.lines.anchors, config.lines.points, config.line_range)
+    lines = spread_lines(config.lines.anchors, config.lines.points, config.line_range).flatten(1)
     motion = config.motion
     ahead = torch.tensor([math.cos(config.ego.box[6]), math.sin(config.ego.box[6])])
     agents = _straight(motion.modes, motion.steps, torch.tensor([1.0, 0.0])).expand(len(config.classes), -1, -1, -1)
@@ -120,20 +121,6 @@ def _boxes(centres, log_size):
     anchors = torch.zeros(len(centres), 11)
     anchors[:, :3], anchors[:, 3:6], anchors[:, 7] = centres, log_size, 1
     return anchors
-
-
-def _spread_lines(count, points, sides):
-    """Half as long as the range, along x and y in turn, through places of a grid."""
-    columns = math.ceil(math.sqrt(count * sides[0] / sides[1]))
-    rows = math.ceil(count / columns)
-    index = torch.arange(count)
-    x = ((index % columns + 0.5) / columns - 0.5) * sides[0]
-    y = ((index // columns + 0.5) / rows - 0.5) * sides[1]
-    along = torch.linspace(-0.25, 0.25, points)
-    crosses = (index % 2 == 1)[:, None]
-    line_x = x[:, None] + torch.where(crosses, 0.0, along * sides[0])
-    line_y = y[:, None] + torch.where(crosses, along * sides[1], 0.0)
-    return torch.stack([line_x, line_y], dim=-1).flatten(1)
 
 
 def _straight(modes, steps, direction):

@@ -76,26 +76,3 @@ class LineRefinement(nn.Module):
             feature, embedding = widened(feature, embedding)
             offset = self.offset(feature + embedding) * self.scale
             return Refined(anchor + offset, self.classes(feature), None)
-
-
-FAR = 1e5  # metres; where the points of an order lie that a line does not have
-
-
-def line_orders(line: torch.Tensor) -> torch.Tensor:
-    """All orders of a line's points that describe the same line.
-
-    Args:
-        line: (P, 2) metres. A last point that repeats the first makes it closed.
-
-    Returns:
-        (2 · (P − 1), P, 2): for a closed line every start in both directions; for an open one itself, its reverse, and
-        FAR points in the place of the others, so that all lines stack.
-    """
-    count = len(line) - 1
-    if not torch.equal(line[0], line[-1]):
-        orders = torch.stack([line, line.flip(0)])
-        return torch.cat([orders, line.new_full((2 * count - 2, *line.shape), FAR)])
-    ring = line[:-1]
-    starts = torch.stack([ring.roll(-shift, dims=0) for shift in range(count)])
-    orders = torch.cat([starts, starts.flip(1)])
-    return torch.cat([orders, orders[:, :1]], dim=1)

@@ -3,20 +3,24 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
-from ...kernels.runtime.extras import optional
 from ..detection.losses import focal_loss
+from ..detection.matching import (
+    Match,
+    assign,
+    class_costs,
+    classification_loss,
+    matched_rows,
+    mean_over_ranks,
+)
+from ..polylines import match_lines
 from ..settings import Share
 from . import boxes
 from .decoder import InstanceOutput
 from .head import DriveOutput, HeadConfig
 from .motion import MotionOutput
-
-optimize = optional("modules", "scipy.optimize")
 
 LOSS_WEIGHTS = {  # SparseDrive small's
     "det_cls": 2.0,
@@ -38,7 +42,6 @@ _BOX_WEIGHTS = (2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # … and whe
 _CONE = (2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0)  # of a class that has no yaw, times the above
 _COSTS = dict(det_cls=2.0, det_box=0.25, map_cls=1.0, map_line=10.0)
 _BETA = 0.01  # of the lines' smooth L1, in the range's sides
-_IMPOSSIBLE = 1e8
 
 
 @dataclass
@@ -47,7 +50,7 @@ class DriveTruth:
 
     boxes: list[torch.Tensor]  # (G, 9) float32: x, y, z, length, width, height, yaw, vx, vy
     labels: list[torch.Tensor]  # (G,) int64
-    lines: list[torch.Tensor]  # (L, orders, points, 2) float32 metres, see `lines.line_orders`
+    lines: list[torch.Tensor]  # (L, orders, points, 2) float32 metres, see `polylines.line_orders`
     line_labels: list[torch.Tensor]  # (L,) int64
     futures: list[torch.Tensor] | None = None  # (G, steps, 2) float32 metres, each from the one before
     future_known: list[torch.Tensor] | None = None  # (G, steps) bool
@@ -62,15 +65,6 @@ class LossConfig:
     box_threshold: Share = 0.05  # a matched instance less sure than this does not learn where its target is
     no_direction: tuple[str, ...] = ("barrier",)  # classes whose front is as good as their back
     no_yaw: tuple[str, ...] = ("traffic_cone",)
-
-
-@dataclass(frozen=True, eq=False)
-class Match:
-    """Which instances of one sample have which truth, at one layer."""
-
-    instance: torch.Tensor  # (M,) int64, ascending
-    truth: torch.Tensor  # (M,) int64
-    order: torch.Tensor | None = None  # (M,) int64, of a line's points
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +103,7 @@ def drive_losses(
         )
         sides = output.lines.anchors.new_tensor(head.line_range)
         found = [_match_boxes(output.detection, truth, rules), _match_lines(output.lines, truth, sides)]
-        counts = _mean_over_ranks([sum(len(m.instance) for m in matches[-1]) for matches in found], device)
+        counts = mean_over_ranks([sum(len(m.instance) for m in matches[-1]) for matches in found], device)
         losses = _box_losses(output.detection, truth, found[0], counts[0], rules)
         losses |= _line_losses(output.lines, truth, found[1], counts[1], sides, config.box_threshold)
         if output.motion is not None:
@@ -143,15 +137,6 @@ def _usable(truth):
     return DriveTruth(**{**vars(truth), **kept})
 
 
-def _mean_over_ranks(counts, device):
-    """At least one each."""
-    counts = torch.tensor(counts, dtype=torch.float32, device=device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(counts)
-        counts /= dist.get_world_size()
-    return counts.clamp(min=1)
-
-
 def _match_boxes(detection: InstanceOutput, truth: DriveTruth, rules: _BoxRules) -> list[list[Match]]:
     """[layer][sample]."""
     cost_weights = detection.anchors.new_tensor(_BOX_COST)
@@ -159,13 +144,11 @@ def _match_boxes(detection: InstanceOutput, truth: DriveTruth, rules: _BoxRules)
     for sample, (box, label) in enumerate(zip(truth.boxes, truth.labels)):
         target, weights = boxes.encode(box), _class_weights(label, rules) * cost_weights
         with torch.no_grad():
-            logits = detection.logits[:, sample][..., label]
-            classification = focal_loss(logits, logits.new_ones((), dtype=torch.bool))
-            classification = classification - focal_loss(logits, logits.new_zeros((), dtype=torch.bool))
+            classification = class_costs(detection.logits[:, sample], label)
             error = detection.anchors[:, sample, :, None, :_REGRESSED] - target
             error = torch.where(target.isfinite(), error, 0).abs() * weights
             cost = _COSTS["det_cls"] * classification + _COSTS["det_box"] * error.sum(-1)
-        samples.append([Match(*pair) for pair in _assign(cost)])
+        samples.append([Match(*pair) for pair in assign(cost)])
     return [list(layer) for layer in zip(*samples)]
 
 
@@ -175,21 +158,13 @@ def _class_weights(label, rules):
     return torch.where(_is_one_of(label, rules.no_yaw)[:, None], cone, 1.0)
 
 
-def _assign(cost):
-    """(layers, N, G) → for each layer the places (M,) of instances, ascending, and of truths."""
-    device = cost.device
-    cost = cost.double().cpu().numpy()
-    cost = np.where(np.isfinite(cost), cost, _IMPOSSIBLE)
-    return [[torch.from_numpy(places).to(device) for places in optimize.linear_sum_assignment(layer)] for layer in cost]
-
-
 def _box_losses(detection, truth, matches, count, rules):
     losses = {name: [] for name in ("det_cls", "det_box", "det_centredness", "det_yawness")}
     weights = detection.anchors.new_tensor(_BOX_WEIGHTS)
     targets = [boxes.encode(box) for box in truth.boxes]
     for logits, anchors, quality, layer in zip(detection.logits, detection.anchors, detection.quality, matches):
-        losses["det_cls"].append(_classification(logits, truth.labels, layer) / count)
-        sample, instance = _rows(layer)
+        losses["det_cls"].append(classification_loss(logits, truth.labels, layer) / count)
+        sample, instance = matched_rows(layer)
         sure = logits[sample, instance].amax(-1).sigmoid() > rules.threshold
         target = torch.cat([t[m.truth] for t, m in zip(targets, layer)])[sure]
         label = torch.cat([t[m.truth] for t, m in zip(truth.labels, layer)])[sure]
@@ -209,20 +184,6 @@ def _box_losses(detection, truth, matches, count, rules):
     return {name: torch.stack(values) for name, values in losses.items()}
 
 
-def _rows(layer):
-    """Samples and instances (M,) of the matches of all samples."""
-    samples = [torch.full_like(match.instance, sample) for sample, match in enumerate(layer)]
-    return torch.cat(samples), torch.cat([match.instance for match in layer])
-
-
-def _classification(logits, labels, layer):
-    """Focal loss over all instances (B, N, classes); unmatched ones are background."""
-    target = torch.zeros_like(logits, dtype=torch.bool)
-    for sample, (label, match) in enumerate(zip(labels, layer)):
-        target[sample, match.instance, label[match.truth]] = True
-    return focal_loss(logits, target).sum()
-
-
 def _normalised(points, sides):
     """Points in metres in the sides of the range, 0 to 1."""
     return (points + sides / 2) / (sides + 1e-5)
@@ -234,33 +195,20 @@ def _line_distance(a, b):
 
 
 def _match_lines(lines: InstanceOutput, truth: DriveTruth, sides) -> list[list[Match]]:
+    costs = dict(class_cost=_COSTS["map_cls"], line_cost=_COSTS["map_line"])
     samples = []
     for sample, (line, label) in enumerate(zip(truth.lines, truth.line_labels)):
-        with torch.no_grad():
-            logits = lines.logits[:, sample][..., label]  # (layers, N, L)
-            classification = focal_loss(logits, logits.new_ones((), dtype=torch.bool))
-            classification = classification - focal_loss(logits, logits.new_zeros((), dtype=torch.bool))
-            predicted = _normalised(lines.anchors[:, sample].unflatten(-1, (-1, 2)), sides)
-            orders = []
-            for layer in predicted:  # (N, 1, 1, points, 2) against (L, orders, points, 2), a layer at a time
-                pair = torch.broadcast_tensors(layer[:, None, None], _normalised(line, sides))
-                orders.append(_line_distance(*pair).min(-1) if line.numel() else None)
-        if line.numel() == 0:
-            none = label.new_empty(0)
-            samples.append([Match(none, none, none)] * len(predicted))
-            continue
-        distance = torch.stack([order.values for order in orders])
-        cost = _COSTS["map_cls"] * classification + _COSTS["map_line"] * distance
-        pairs = zip(_assign(cost), orders)
-        samples.append([Match(i, t, order.indices[i, t]) for (i, t), order in pairs])
+        predicted = _normalised(lines.anchors[:, sample].unflatten(-1, (-1, 2)), sides)
+        pair = predicted, _normalised(line, sides)
+        samples.append(match_lines(lines.logits[:, sample], *pair, label, _line_distance, **costs))
     return [list(layer) for layer in zip(*samples)]
 
 
 def _line_losses(lines, truth, matches, count, sides, threshold):
     losses = dict(map_cls=[], map_line=[])
     for logits, anchors, layer in zip(lines.logits, lines.anchors, matches):
-        losses["map_cls"].append(_classification(logits, truth.line_labels, layer) / count)
-        sample, instance = _rows(layer)
+        losses["map_cls"].append(classification_loss(logits, truth.line_labels, layer) / count)
+        sample, instance = matched_rows(layer)
         sure = logits[sample, instance].amax(-1).sigmoid() > threshold
         target = torch.cat([line[m.truth, m.order] for line, m in zip(truth.lines, layer)])[sure]
         predicted = anchors[sample[sure], instance[sure]].unflatten(-1, (-1, 2))
@@ -275,7 +223,7 @@ def _motion_losses(motion: MotionOutput, truth: DriveTruth, layer: list[Match], 
     for match, future, mask in zip(layer, truth.futures, truth.future_known):
         target.append(future[match.truth])
         known.append(mask[match.truth])
-    sample, instance = _rows(layer)
+    sample, instance = matched_rows(layer)
     logits, steps = motion.logits[sample, instance], motion.steps[sample, instance]
     classification, regression = _winner_takes_all(logits, steps, torch.cat(target), torch.cat(known).bool())
     return dict(motion_cls=classification.sum()[None] / count, motion_reg=regression.sum()[None] / count)

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from rigfuse.modules.polylines import line_orders
 from rigfuse.modules.rig import RigFrame, nuscenes_like_rig
 from rigfuse.modules.sparse_drive import boxes
 from rigfuse.modules.sparse_drive.head import SparseDriveHead
-from rigfuse.modules.sparse_drive.lines import line_orders
 from rigfuse.modules.sparse_drive.losses import LOSS_WEIGHTS, DriveTruth, LossConfig, drive_losses
 from rigfuse.modules.sparse_drive.network import tiny
 from rigfuse.modules.sparse_drive.results import ResultConfig, read_results

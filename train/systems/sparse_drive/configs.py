@@ -1,7 +1,7 @@
 """The sparse driving model: stages 1 and 2 at upstream's size and at the documents', and a tiny one of each.
 
 Stage 1 learns detection and map; stage 2 begins with its weights (`--weights CKPT`) and learns motion and planning too.
-Those that end in `_released` begin with, or evaluate, released weights of SparseDrive.
+Those that end in `_upstream` begin with, or evaluate, released weights of SparseDrive.
 Anchors come from the training split by train/tools/make_anchors.py (`anchors=FILE`).
 """
 
@@ -78,7 +78,7 @@ def _completed(base: DriveExperiment) -> CompletedExperiment:
     return experiment
 
 
-def _released(make: Callable[[], DriveExperiment]) -> DriveExperiment:
+def _upstream(make: Callable[[], DriveExperiment]) -> DriveExperiment:
     """Takes every option as SparseDrive's own code has it, and its frame: what its released weights need, see
     train/tools/import_checkpoint.py. Cameras need no order of theirs: the head finds them by name and projection."""
     experiment = make()
@@ -138,7 +138,7 @@ _FULL: dict[str, Callable[[], DriveExperiment]] = {
         sparsedrive_small_stage2_v3,
     )
 }
-_RELEASED = {f"{name}_released": partial(_released, make) for name, make in _FULL.items() if "stage2" in name}
-_FULL |= {f"{name}_900x1600": partial(_documents, make) for name, make in list(_FULL.items())} | _RELEASED
+_UPSTREAM = {f"{name}_upstream": partial(_upstream, make) for name, make in _FULL.items() if "stage2" in name}
+_FULL |= {f"{name}_900x1600": partial(_documents, make) for name, make in list(_FULL.items())} | _UPSTREAM
 EXPERIMENTS: dict[str, Callable[[], DriveExperiment]] = dict(_FULL)
 EXPERIMENTS |= {f"{name}_tiny": partial(_tiny, make) for name, make in _FULL.items()}

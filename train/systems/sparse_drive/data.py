@@ -11,21 +11,18 @@ import torch.nn.functional as F
 
 from ....modules.rig import RigFrame
 from ....modules.settings import Count, Positive, Share, Whole
-from ....modules.sparse_drive.lines import line_orders
 from ....modules.sparse_drive.losses import DriveTruth
 from ....modules.sparse_drive.motion import STATUS
 from ....modules.sparse_drive.network import SparseDriveConfig
 from ...data.cache import ArrayCache
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
-from ...data.driving_truth import DrivingTruth, TruthConfig, truth_cache
+from ...data.driving_truth import DrivingTruth, TruthConfig, truth_for_all_ranks
 from ...data.futures import EgoFuture, future_boxes
 from ...data.images import BadFile, normalised
 from ...data.lidar_depth import depth_targets
-from ...data.map_truth import MAP_CLASSES
+from ...data.map_targets import line_targets
 from ...data.moments import Box, Drive, Moment
 from ...data.splits import drives_of_splits, split_names
-from ...distributed import on_first_rank
-from ...metrics.map import resample
 from ...metrics.motion import MOTION_CLASSES
 from .frames import ego_T_lidar, in_frame, truth_in_frame
 from .mirror import mirrored, mirrored_points
@@ -135,7 +132,6 @@ class DrivingSamples(DriveSamples):
         if names != tuple(model.head.cameras):
             needed = ", ".join(model.head.cameras)
             raise ValueError(f"{config.root} has the cameras {', '.join(names)}; model.head.cameras are {needed}")
-        self._relabel = np.array([_place(name, model.head.line_classes) for name in MAP_CLASSES])
 
     def share(self, rank: int, ranks: int) -> list[int]:
         """The indices that a rank evaluates: whole scenes, in order."""
@@ -197,26 +193,12 @@ class DrivingSamples(DriveSamples):
         driven = EgoFuture(driving.ego_path, driving.ego_yaw, driving.ego_mask)
         way = torch.tensor(driven.path_of(tuple(ego_T_frame[:2, 3].tolist()))).float()
         way = way.diff(dim=0, prepend=torch.zeros(1, 2)) * ego_known[:, None]
-        lines, line_labels = self._lines(driving)
+        lines, line_labels = line_targets(driving.map, head.line_classes, head.lines.points)
         truth = DriveTruth(
             [boxes], [torch.tensor(labels, dtype=torch.int64)], [lines], [line_labels], [futures], [known], way[None],
             ego_known[None], torch.tensor([driving.command]), status[None],
         )  # fmt: skip
         return truth if self.config.frame == "ego" else truth_in_frame(truth, ego_T_frame)
-
-    def _lines(self, driving):
-        """(L, orders, points, 2) and (L,)."""
-        labels = self._relabel[driving.map.labels]
-        points = self.model.head.lines.points
-        chosen = [place for place, label in enumerate(labels) if label >= 0]
-        lines = [torch.from_numpy(resample(driving.map.lines[place], points)).float() for place in chosen]
-        for line, place in zip(lines, chosen):
-            whole = driving.map.lines[place]
-            if (whole[0] == whole[-1]).all():
-                line[-1] = line[0]  # closed, to the bit
-        orders = [line_orders(line) for line in lines]
-        empty = torch.empty(0, 2 * (points - 1), points, 2)
-        return torch.stack(orders) if orders else empty, torch.from_numpy(labels[chosen])
 
     def _frame(self, moment):
         """ego_T_frame (4, 4) of a moment."""
@@ -270,11 +252,7 @@ def build_driving(config: DriveConfig, model: SparseDriveConfig, seed: int) -> t
     kept = TruthConfig((ahead, aside), head.motion.steps, head.motion.plan_steps)
     sets = []
     for split, drives, training in zip(split_names(config), drives_of_splits(config), (True, False)):
-        truth = {}
-        if drives:
-            find = lambda: truth_cache(config.cache, config.root, config.version, split, kept)  # noqa: B023, E731
-            on_first_rank(find)
-            truth = find()
+        truth = truth_for_all_ranks(config, split, kept) if drives else {}
         sets.append(DrivingSamples(drives, config, training, seed, model, truth))
     sets[0].check_files()
     return sets[0], sets[1]
@@ -289,7 +267,3 @@ def _detection_class(box: Box) -> str | None:
 def _label(box, classes):
     name = _detection_class(box)
     return classes.index(name) if name in classes else None
-
-
-def _place(name, names):
-    return names.index(name) if name in names else -1

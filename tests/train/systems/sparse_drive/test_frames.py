@@ -11,14 +11,14 @@ from rigfuse.train.systems.sparse_drive.baselines import results_of_truth
 from rigfuse.train.systems.sparse_drive.data import build_driving
 from rigfuse.train.systems.sparse_drive.evaluate import DrivingFigures, Seen
 
-PLAIN, RELEASED = "sparsedrive_small_stage2", "sparsedrive_small_stage2_released"
+PLAIN, UPSTREAM = "sparsedrive_small_stage2", "sparsedrive_small_stage2_upstream"
 
 
 @pytest.fixture(scope="module")
 def both(small_world, tmp_path_factory):
     """Settings, training set and validation set in the ego frame and in the LiDAR's."""
     cache, found = str(tmp_path_factory.mktemp("cache")), []
-    for name in (PLAIN, RELEASED):
+    for name in (PLAIN, UPSTREAM):
         made = experiment(f"{name}_tiny")
         made.data.root, made.data.cache, made.data.image_size = str(small_world), cache, (36, 64)
         made.data.mirror = False
@@ -71,9 +71,9 @@ def test_truth_is_right_in_either_frame(both):
     assert motion[0].keys() == motion[1].keys()
 
 
-def test_released_weights_fit_their_configuration(both):
-    head = experiment(RELEASED).model.head
+def test_released_weights_fit_their_configuration():
+    head = experiment(UPSTREAM).model.head
     assert head == as_upstream(HeadConfig())
-    assert experiment(f"{RELEASED[:-9]}_v2_released").data.frame == "lidar"
+    assert experiment(f"{UPSTREAM[:-9]}_v2_upstream").data.frame == "lidar"
     with pytest.raises(ValueError, match="frame is 'lidar', mirror needs 'ego'"):
-        replace(experiment(RELEASED).data, mirror=True).validate()
+        replace(experiment(UPSTREAM).data, mirror=True).validate()

@@ -1,0 +1,1 @@
+"""Online map detection with a Q-Former, a frozen language model and map queries."""
