@@ -113,9 +113,8 @@ class FrozenLanguageModel(nn.Module):
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
-        for block in blocks(self.model):
-            fully_shard(block, mesh=mesh)
-        fully_shard(self.model, mesh=mesh)
+        for part in (self.model.get_input_embeddings(), *blocks(self.model), self.model):
+            fully_shard(part, mesh=mesh)
 
     def forward(self, scene: torch.Tensor, queries: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Reads the prompt, then the scene, then the queries.
