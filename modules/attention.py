@@ -8,10 +8,10 @@ from .operations import OperationModule
 from .positions import CameraTimeSpaceEncoding
 
 
-def check_heads(name: str, heads: int, channels: int) -> None:
-    """Raises ValueError, naming the setting, unless every head has an equal share of 16 to 128 channels."""
-    if channels % heads or not 16 <= channels // heads <= 128:
-        raise ValueError(f"{name} is {heads}, needs to divide the {channels} channels into heads of 16 to 128")
+def check_heads(name: str, heads: int, channels: int, smallest: int = 16) -> None:
+    """Raises ValueError, naming the setting, unless every head has an equal share of `smallest` to 128 channels."""
+    if channels % heads or not smallest <= channels // heads <= 128:
+        raise ValueError(f"{name} is {heads}, needs to divide the {channels} channels into heads of {smallest} to 128")
 
 
 class CameraAttention(OperationModule):

@@ -23,6 +23,7 @@ class MapLayout:
         cameras: V.
         stride: image pixels per cell of the camera maps.
         point_range: (x_min, y_min, z_min, x_max, y_max, z_max), metres, ego frame.
+        bev_extent: metres along x and y that the BEV map spans from the range's lower corner; None = the range's own.
     """
 
     bev_shape: tuple[int, int] = (128, 128)
@@ -30,6 +31,7 @@ class MapLayout:
     cameras: int = 6
     stride: int = 16
     point_range: tuple[float, ...] = POINT_RANGE
+    bev_extent: tuple[float, float] | None = None
 
     def metres(self, reference: torch.Tensor) -> torch.Tensor:
         """Points (…, 3) in [0, 1] of the range → metres, ego frame. Gradients pass."""
@@ -60,9 +62,9 @@ class MapLayout:
         or is not finite."""
         points = points.detach().double()
         (height, width), low, high = self.bev_shape, self.point_range[:3], self.point_range[3:]
+        extent = self.bev_extent or (high[0] - low[0], high[1] - low[1])
         columns, rows = (
-            (points[..., axis] - low[axis]) * (cells / (high[axis] - low[axis])) - 0.5
-            for axis, cells in ((0, width), (1, height))
+            (points[..., axis] - low[axis]) * (cells / extent[axis]) - 0.5 for axis, cells in ((0, width), (1, height))
         )
         finite = points.isfinite().all(-1, keepdim=True)
         return _on_the_map(torch.stack([columns, rows], dim=-1), self.bev_shape, finite)

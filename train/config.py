@@ -137,6 +137,9 @@ class Experiment:
         """Figures over all ranks' shares of the validation set. `loader` gives batches on the device."""
         raise NotImplementedError
 
+    def approve(self, model) -> None:
+        """Raises TrainingError where this network must not be trained as it is, before anything is written."""
+
     def lines(self, figures: Mapping[str, float]) -> list[str]:
         """What the log says beside the figures of each record of training, in lines."""
         return []

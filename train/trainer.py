@@ -85,8 +85,10 @@ class Trainer:
         self.network = DistributedDataParallel(self.model) if world.size > 1 else self.model
 
     def fit(self) -> dict[str, float]:
-        """Trains to the end and returns the last evaluation's figures. SystemExit(143) after a SIGTERM, once saved."""
+        """Trains to the end and returns the last evaluation's figures. SystemExit(143) after a SIGTERM, once saved;
+        TrainingError where the experiment does not approve of the network."""
         progress, figures, began = self.progress, {}, time.monotonic()
+        self.experiment.approve(self.model)
         if self.run.ema and self.average is None:
             self.average = WeightAverage(self.model, self.run.ema)
         on_first_rank(self._open)

@@ -4,6 +4,7 @@ System C of the design documents. Parts are named as there, so that their patter
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -15,12 +16,13 @@ from ..detection.batch import DetectionInput
 from ..detection.boxes import Detections, Predictions, decode
 from ..detection.denoising import Denoising, make_denoising
 from ..detection.losses import detection_losses
+from ..grid_mask import grid_mask
 from ..lidar.second import SECOND, LidarConfig, SECONDNeck, SparseMiddleEncoder
 from ..lidar.voxels import VoxelEncoder
 from ..maps_layout import MapLayout
 from ..operations import OperationModule
 from ..rig import NUSCENES_CAMERAS
-from ..settings import Count, Whole
+from ..settings import Count, Range, Share, Whole
 from .aqr import (
     GENERATIONS,
     AQRConfig,
@@ -30,8 +32,8 @@ from .aqr import (
     modulate,
     render_weights,
 )
-from .encodings import CoordinateEncoding
-from .head import TaskHeads
+from .encodings import CoordinateEncoding, Encoding
+from .head import BoxCode, TaskHeads
 from .transformer import DecoderConfig, QueryDecoder, Routing
 
 _STRIDE = 16  # image pixels per cell of the camera maps
@@ -39,19 +41,27 @@ _STRIDE = 16  # image pixels per cell of the camera maps
 
 @dataclass
 class DetectorConfig:
-    """Settings of the detector."""
+    """Settings of the detector. Defaults are this toolkit's; `as_upstream` gives what CMT's weights were made with."""
 
     channels: Count = 256  # of all maps and queries
     queries: Count = 900
+    cameras: Count = len(NUSCENES_CAMERAS)
+    encoding: Encoding = "metric"  # of places, see `CoordinateEncoding`
+    depths: Count = 64  # points on the ray of a camera's cell
+    box_code: BoxCode = "metric"  # see `TaskHeads`
+    prior: Annotated[float, Range(above=0, below=1)] = 0.01  # score of every class before training
     denoising_groups: Whole = 10  # copies of each box among the denoising queries; 0 = no denoising
+    grid_mask: Share = 0.0  # share of the training steps in which squares of the images are blanked, see `grid_mask`
     camera: BackboneConfig = field(default_factory=BackboneConfig)
     lidar: LidarConfig = field(default_factory=LidarConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     aqr: AQRConfig = field(default_factory=AQRConfig)
 
     def validate(self) -> None:
-        """ValueError where the decoder's heads do not divide the channels."""
+        """ValueError where the decoder's heads do not divide the channels, or an encoding does not fit."""
         check_heads("decoder.heads", self.decoder.heads, self.channels)
+        if self.lidar.grid is not None and self.encoding != "cmt":
+            raise ValueError(f"lidar.grid is {self.lidar.grid}, needs encoding cmt: others place cells by the range")
 
     def build(
         self, image_size: tuple[int, int], point_range: tuple[float, ...], backend: str | None = None
@@ -70,9 +80,9 @@ class DetectorConfig:
             pts_backbone=lidar.backbone,
             pts_neck=lidar.neck,
             shared_conv=nn.Sequential(shared_conv, nn.BatchNorm2d(channels), nn.ReLU()),
-            query_embed=CoordinateEncoding(channels, layout),
+            query_embed=CoordinateEncoding(channels, layout, depths=self.depths, encoding=self.encoding),
             transformer=QueryDecoder(channels, self.decoder),
-            task_heads=TaskHeads(channels, self.decoder.layers),
+            task_heads=TaskHeads(channels, self.decoder.layers, box_code=self.box_code, prior=self.prior),
         )
         weights, bias = self.aqr.build(channels, layout)
         detector = CmtAqr(
@@ -82,6 +92,7 @@ class DetectorConfig:
             aqr_weight_generator=weights,
             attention_bias_generator=bias,
             denoising_groups=self.denoising_groups,
+            grid_mask=self.grid_mask,
         )
         detector.backend = backend
         return detector.to(memory_format=torch.channels_last)  # that of the maps, and so of the weights' gradients
@@ -89,8 +100,28 @@ class DetectorConfig:
     def layout(self, image_size: tuple[int, int], point_range: tuple[float, ...]) -> MapLayout:
         """Lays out the maps for images and points as `build` takes them."""
         height, width = (-(-side // _STRIDE) for side in image_size)
-        bev_shape = self.lidar.bev_shape(point_range)
-        return MapLayout(bev_shape, (height, width), len(NUSCENES_CAMERAS), _STRIDE, tuple(point_range))
+        lidar = self.lidar
+        extent = lidar.bev_extent(point_range) if lidar.grid else None
+        return MapLayout(
+            lidar.bev_shape(point_range), (height, width), self.cameras, _STRIDE, tuple(point_range), extent
+        )
+
+
+UPSTREAM_RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)  # metres, LiDAR frame
+
+
+def as_upstream(config: DetectorConfig) -> DetectorConfig:
+    """Sets, in place, every option to what CMT's own code does (voxel0100_r50_800x320), and returns the config.
+
+    The frame must then be the LiDAR's, x right and y ahead, and the range `UPSTREAM_RANGE`. Upstream's grid is smaller
+    than that range: the BEV map ends 5.6 m before it on the far sides, and cells are encoded as if it did not. Two
+    things have no option: the attention's own dropout in training, and the limit on the number of voxels.
+    """
+    config.encoding = config.box_code = "cmt"
+    config.prior, config.decoder.feedforward_dropout = 0.1, 0.0
+    lidar = config.lidar
+    lidar.vfe, lidar.grid, lidar.last_z_padding = "mean", (41, 1024, 1024), 0
+    return config
 
 
 @dataclass
@@ -144,6 +175,7 @@ class CmtAqr(OperationModule):
         generation: of AQR, one of `GENERATIONS`.
         aqr_weight_generator, attention_bias_generator: None with generation "none".
         denoising_groups: see `make_denoising`; 0 = no denoising.
+        grid_mask: chance, in training, that `grid_mask` blanks a part of the images.
     """
 
     def __init__(
@@ -164,6 +196,7 @@ class CmtAqr(OperationModule):
         aqr_weight_generator: AQRWeightGenerator | None = None,
         attention_bias_generator: AttentionBiasGenerator | None = None,
         denoising_groups: int,
+        grid_mask: float = 0.0,
     ):
         super().__init__()
         if generation not in GENERATIONS:
@@ -174,7 +207,7 @@ class CmtAqr(OperationModule):
             raise ValueError(f"CmtAqr: generation is {generation!r}, needs {needed}")
         if queries < 1:
             raise ValueError(f"CmtAqr: queries is {queries}, needs at least 1")
-        self.generation, self.denoising_groups = generation, denoising_groups
+        self.generation, self.denoising_groups, self.grid_mask = generation, denoising_groups, grid_mask
         self.img_backbone, self.img_neck = img_backbone, img_neck
         self.pts_voxel_encoder, self.pts_middle_encoder = pts_voxel_encoder, pts_middle_encoder
         self.pts_backbone, self.pts_neck, self.shared_conv = pts_backbone, pts_neck, shared_conv
@@ -195,6 +228,11 @@ class CmtAqr(OperationModule):
             bev = self.bev_map(batch.points)
         if len(bev) != len(images):
             raise ValueError(f"CmtAqr: batch has points of {len(bev)} samples and images of {len(images)}")
+        return self.decide(bev, images, batch)
+
+    def decide(self, bev: torch.Tensor, images: torch.Tensor, batch: DetectionInput) -> DetectorOutput:
+        """Detects objects in maps, as from `bev_map` and `camera_maps`; of `batch` it reads the projections, and in
+        training boxes and labels."""
         queries = self._queries(batch)
         with annotate("encodings"):
             query_pos = self.query_embed.queries(queries.points, batch.image_T_ego, queries.cells)
@@ -219,7 +257,10 @@ class CmtAqr(OperationModule):
 
     def camera_maps(self, images: torch.Tensor) -> torch.Tensor:
         """Turns images (B, V, 3, H, W), normalised, into maps (B, V, C, h, w) in channels_last memory format."""
-        maps = self.img_backbone(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        flat = images.flatten(0, 1)
+        if self.training and self.grid_mask:
+            flat = grid_mask(flat, self.grid_mask)
+        maps = self.img_backbone(flat.contiguous(memory_format=torch.channels_last))
         maps = self.img_neck(maps)[0].unflatten(0, images.shape[:2])
         if maps.shape[-2:] != self.layout.view_shape:
             got = f"images has shape {tuple(images.shape)}, which makes maps of {tuple(maps.shape[-2:])}"

@@ -1,11 +1,17 @@
 """Where tokens and queries are, as vectors of one space: the coordinate encodings of CMT (Yan et al. 2023)."""
 
+import math
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..maps_layout import MapLayout, check_projection, project_points
 from ..positions import sinusoidal
+
+Encoding = Literal["metric", "cmt"]
+_EDGE = 1e-5  # how near the edge of the range upstream lets a reference point come
 
 
 class CoordinateEncoding(nn.Module):
@@ -16,19 +22,25 @@ class CoordinateEncoding(nn.Module):
     a query resembles the tokens that may show it, on every map. Computed in float32 under autocast too, the geometry in
     float64.
 
+    "cmt" is what upstream's weights were trained with: wavelengths from the whole range to twice that, all of
+    them long: what is near is hard to tell apart; the place of an image cell is its corner; the
+    depths stop one step before x_max; a camera sees what is at any depth above 0; no gradient through a query's depth.
+    "metric" has wavelengths that double, the cells' centres, and depths up to x_max.
+
     Args:
-        channels: C; even.
+        channels: C; even, and with "cmt" a multiple of 4.
         layout: of the maps.
         depths: number of points on a ray, from 1 m to x_max metres in front of the camera in equal steps.
+        encoding: "metric" or "cmt".
     """
 
-    def __init__(self, channels: int, layout: MapLayout, *, depths: int = 64):
+    def __init__(self, channels: int, layout: MapLayout, *, depths: int = 64, encoding: Encoding = "metric"):
         super().__init__()
         if channels % 2:
             raise ValueError(f"CoordinateEncoding: channels is {channels}, needs an even number")
         if depths < 1:
             raise ValueError(f"CoordinateEncoding: depths is {depths}, needs at least 1")
-        self.channels, self.layout, self.depths = channels, layout, depths
+        self.channels, self.layout, self.depths, self.as_cmt = channels, layout, depths, encoding == "cmt"
         self.bev_embedding = _mlp(2 * channels, channels, channels)
         self.rv_embedding = _mlp(3 * depths, 4 * channels, channels)
 
@@ -45,7 +57,8 @@ class CoordinateEncoding(nn.Module):
             origin, ego_T_ray = _cameras(image_T_ego, device)
             height, width = self.layout.view_shape
             size = torch.tensor([width, height], device=device) * self.layout.stride  # pixels
-            pixels = F.pad(_centres(height, width, device) * size - 0.5, (0, 1), value=1.0)  # (h·w, 3): u, v, 1
+            shift = self.layout.stride / 2 if self.as_cmt else 0.5
+            pixels = F.pad(_centres(height, width, device) * size - shift, (0, 1), value=1.0)  # (h·w, 3): u, v, 1
             step = pixels @ ego_T_ray.mT  # (B, V, h·w, 3)
             rays = origin[:, :, None, None] + self._depth(device) * step[..., None, :]
             views = self._embed_rays(rays).flatten(1, 2)
@@ -66,8 +79,16 @@ class CoordinateEncoding(nn.Module):
             finite = points.isfinite().all(-1, keepdim=True)
             points = torch.where(finite, points, 0.0)
             low, extent = self._range(device)
-            bev = self._embed_bev(((points - low) / extent)[..., :2])
-            depth = project_points(points, image_T_ego[:, :, :3].to(device))[..., 2]
+            places = (points - low) / extent
+            if self.as_cmt:
+                places = inverse_sigmoid(places).sigmoid()
+                points = low + extent * places
+            bev = self._embed_bev(places[..., :2])
+            u, v, depth = project_points(points, image_T_ego[:, :, :3].to(device)).unbind(-1)
+            if self.as_cmt:
+                (height, width), stride, depth = self.layout.view_shape, self.layout.stride, depth.detach()
+                inside = (u >= 0) & (u < width * stride * depth) & (v >= 0) & (v < height * stride * depth)
+                seen = inside & (depth > 0)
             ratio = self._depth(device) / torch.where(seen, depth, 1.0)[..., None, None]  # (B, N, V, D, 1)
             origin = _cameras(image_T_ego, device)[0][:, None]  # (B, 1, V, 3)
             # A ray's points are the query's point moved towards the camera or away from it.
@@ -82,16 +103,36 @@ class CoordinateEncoding(nn.Module):
 
     def _depth(self, device):
         """The depths of the points on a ray, (D, 1) metres."""
-        return torch.linspace(1, self.layout.point_range[3], self.depths, dtype=torch.float64, device=device)[:, None]
+        steps = self.depths + self.as_cmt
+        depths = torch.linspace(1, self.layout.point_range[3], steps, dtype=torch.float64, device=device)
+        return depths[: self.depths, None]
 
     def _embed_bev(self, places):
         """places (…, 2), x and y relative to the range → (…, C)."""
-        return self.bev_embedding(sinusoidal(places.to(self.bev_embedding[0].weight.dtype), 2 * self.channels))
+        places = places.to(self.bev_embedding[0].weight.dtype)
+        waves = linear_waves(places, self.channels) if self.as_cmt else sinusoidal(places, 2 * self.channels)
+        return self.bev_embedding(waves)
 
     def _embed_rays(self, rays):
         """rays (…, D, 3) metres, ego frame → (…, C)."""
         low, extent = self._range(rays.device)
         return self.rv_embedding(((rays - low) / extent).flatten(-2).to(self.rv_embedding[0].weight.dtype))
+
+
+def inverse_sigmoid(share: torch.Tensor) -> torch.Tensor:
+    """logit(share), at most that of 0.00001 away from 0 and 1; at the edge a gradient of 1 remains."""
+    share = share.clamp(0, 1)
+    return (share.clamp(min=_EDGE) / (1 - share).clamp(min=_EDGE)).log()
+
+
+def linear_waves(values: torch.Tensor, channels: int) -> torch.Tensor:
+    """Encodes values (…, 2) in [0, 1] as upstream does, (…, 2 · channels): the second value's waves, then the first's.
+
+    Pair k of sine and cosine has the wavelength 1 + 2k / channels, where the usual ladder has powers.
+    """
+    wavelengths = 1 + torch.arange(0, channels, 2, dtype=values.dtype, device=values.device) / channels
+    phases = 2 * math.pi * values.flip(-1)[..., None] / wavelengths
+    return torch.stack([phases.sin(), phases.cos()], dim=-1).flatten(-3)
 
 
 def _cameras(image_T_ego, device):

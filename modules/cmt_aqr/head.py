@@ -1,6 +1,7 @@
 """The task heads: from the decoder's states to encoded boxes and class logits."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +10,10 @@ from torch import nn
 from ...kernels.runtime.checks import Shapes
 from ..detection.boxes import DETECTION_CLASSES, Predictions
 from ..maps_layout import range_bounds
+from .encodings import inverse_sigmoid
 
-_PRIOR = 0.01  # score of every class before training
-_REFERENCE_EPS = 1e-5  # a reference on the edge of the range can still move
+BoxCode = Literal["metric", "cmt"]
+_NORM_EPS = 1e-6
 
 
 class TaskHeads(nn.Module):
@@ -19,19 +21,34 @@ class TaskHeads(nn.Module):
 
     The layers have weights of their own but run together, each product a batched one over the layers.
 
+    With the box code "cmt", heads mean what they mean upstream, whatever they are called: `height`, bounded by the
+    range of z, is the logarithm of the width, `dim` is log length, z of the centre, log height, and `rot` sine and
+    cosine of −yaw − π/2. So the width is bound to where the query is, and z is not; "metric" has what the names say.
+
     Args:
         channels: C of the states.
         layers: number of decoder layers.
         classes: number of classes.
         hidden: width of the MLPs.
+        box_code: "metric" or "cmt".
+        prior: score of every class before training.
     """
 
-    def __init__(self, channels: int, layers: int, *, classes: int = len(DETECTION_CLASSES), hidden: int = 64):
+    def __init__(
+        self,
+        channels: int,
+        layers: int,
+        *,
+        classes: int = len(DETECTION_CLASSES),
+        hidden: int = 64,
+        box_code: BoxCode = "metric",
+        prior: float = 0.01,
+    ):
         super().__init__()
-        self.channels, self.layers = channels, layers
+        self.channels, self.layers, self.box_code = channels, layers, box_code
         sizes = dict(center=2, height=1, dim=3, rot=2, vel=2, logits=classes)
         self.tasks = nn.ModuleDict({name: _LayerMLPs(layers, channels, hidden, out) for name, out in sizes.items()})
-        nn.init.constant_(self.tasks["logits"].bias_out, math.log(_PRIOR / (1 - _PRIOR)))
+        nn.init.constant_(self.tasks["logits"].bias_out, math.log(prior / (1 - prior)))
 
     def forward(
         self,
@@ -45,7 +62,7 @@ class TaskHeads(nn.Module):
             states: (layers, B, N, C) floating, the output of each decoder layer; gets gradients.
             reference: (B, N, 3) floating, reference points in [0, 1] of `point_range`; gets gradients.
             point_range: x_min, y_min, z_min, x_max, y_max, z_max in metres, ego frame. Every centre lies inside: it is
-                sigmoid(logit(reference) + what the heads say), scaled to the range.
+                sigmoid(logit(reference) + what the heads say), scaled to the range; with "cmt" only its x and y.
         """
         shapes = Shapes("TaskHeads", layers=self.layers, C=self.channels)
         _, batch, queries, _ = shapes.bind("states", states, "layers", "B", "N", "C")
@@ -55,8 +72,13 @@ class TaskHeads(nn.Module):
             states = states.float().flatten(1, 2)  # (layers, B·N, C)
             out = {name: task(states).unflatten(1, (batch, queries)) for name, task in self.tasks.items()}
             offset = torch.cat([out["center"], out["height"]], dim=-1)
-            center = low + (high - low) * torch.sigmoid(torch.logit(reference.float(), eps=_REFERENCE_EPS) + offset)
-            boxes = torch.cat([center, out["dim"], out["rot"], out["vel"]], dim=-1)
+            place = low + (high - low) * torch.sigmoid(inverse_sigmoid(reference.float()) + offset)
+            dim, rot = out["dim"], out["rot"]
+            if self.box_code == "cmt":
+                log_width, (log_length, z, log_height) = place[..., 2:], dim.split(1, dim=-1)
+                place = torch.cat([place[..., :2], z], dim=-1)
+                dim, rot = torch.cat([log_length, log_width, log_height], dim=-1), -rot.flip(-1)
+            boxes = torch.cat([place, dim, rot, out["vel"]], dim=-1)
         return Predictions(out["logits"], boxes)
 
 
@@ -75,6 +97,6 @@ class _LayerMLPs(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        hidden = F.layer_norm(torch.bmm(states, self.weight_in), self.norm_scale.shape[-1:])
+        hidden = F.layer_norm(torch.bmm(states, self.weight_in), self.norm_scale.shape[-1:], eps=_NORM_EPS)
         hidden = F.relu(hidden * self.norm_scale + self.norm_shift)
         return torch.baddbmm(self.bias_out, hidden, self.weight_out)

@@ -23,7 +23,8 @@ class DecoderConfig:
     layers: Count = 6  # each with its own weights; the final norm is shared
     heads: Count = 8  # attention heads, of 16 to 128 channels each
     feedforward: Count = 1024  # hidden channels of the feed-forward networks
-    dropout: Share = 0.1  # in training
+    dropout: Share = 0.1  # in training, of what is added
+    feedforward_dropout: Share | None = None  # the same inside the feed-forward networks; None = dropout
     checkpoint: bool = False  # keep only each layer's inputs for backward and compute the rest again; the same results
 
 
@@ -108,7 +109,7 @@ class DecoderLayer(nn.Module):
         self.feedforward = nn.Sequential(
             nn.Linear(channels, config.feedforward),
             nn.ReLU(),
-            nn.Dropout(config.dropout),
+            nn.Dropout(config.dropout if config.feedforward_dropout is None else config.feedforward_dropout),
             nn.Linear(config.feedforward, channels),
         )
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
@@ -142,7 +143,7 @@ class QueryDecoder(OperationModule):
     def __init__(self, channels: int, config: DecoderConfig | None = None, *, backend: str | None = None):
         super().__init__()
         config = config or DecoderConfig()
-        check_heads("QueryDecoder: heads", config.heads, channels)
+        check_heads("QueryDecoder: heads", config.heads, channels, smallest=8)  # routing itself needs 16
         if config.layers < 1:
             raise ValueError(f"QueryDecoder: layers is {config.layers}, needs at least 1")
         self.channels, self.checkpoint = channels, config.checkpoint

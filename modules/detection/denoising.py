@@ -1,5 +1,6 @@
 """Queries made of noised ground truth, beside those that are matched: the decoder learns from them without matching."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class Denoising:
     labels: torch.Tensor  # (B, P) int64, BACKGROUND where the noise was too much
     valid: torch.Tensor  # (B, P) bool, False = padding: no loss
     mask: torch.Tensor  # (P + N, P + N) bool for the self-attention, row = who attends, True = may attend
+    kept: float  # share of the labels that the noise may be expected to leave
 
 
 def make_denoising(
@@ -75,7 +77,13 @@ def make_denoising(
         labels=torch.where(valid & (noise.norm(dim=-1) <= split), label, BACKGROUND),
         valid=valid,
         mask=_self_attention_mask(known.shape[1], most, queries, known.device),
+        kept=kept_share(split),
     )
+
+
+def kept_share(split: float) -> float:
+    """The chance that noise, uniform in [−1, 1]³, is no longer than `split`; above 1 it is taken for certain."""
+    return min(math.pi / 6 * split**3, 1.0)
 
 
 def _turn(offset, yaw):

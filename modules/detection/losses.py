@@ -16,6 +16,7 @@ optimize = optional("modules", "scipy.optimize")
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)  # of the ten numbers of an encoded box
 _VELOCITY = 8  # the first of them that may be unknown
 _CLASS_COST, _BOX_COST = 2.0, 0.25
+_NEGATIVE = 0.1  # what an unmatched query adds to the divisor of the classification loss; a matched one adds 1
 _LARGEST_COST, _IMPOSSIBLE = 1e5, 1e9  # a pair that is impossible loses to any number of pairs that are not
 
 
@@ -33,8 +34,9 @@ def match(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Assigns ground truth to queries with the least total cost (Carion et al. 2020); no gradients.
 
-    A pair costs 2.0 × what it adds to the classification loss + 0.25 × its box loss (see `detection_losses`). A pair
-    whose cost is not finite is never matched; then, or with fewer queries than boxes, some boxes stay without a query.
+    A pair costs 2.0 × what it adds to the classification loss + 0.25 × its box loss without the velocity, which is the
+    last to be learned (see `detection_losses`). A pair whose cost is not finite is never matched; then, or with fewer
+    queries than boxes, some boxes stay without a query.
 
     Args:
         logits: (N, classes) floating.
@@ -60,13 +62,15 @@ def detection_losses(
     labels: Sequence[torch.Tensor],
     denoising: Denoising | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Computes the losses of all decoder layers (Yan et al. 2023), each layer matched on its own.
+    """Computes the losses of all decoder layers (CMT: Yan et al. 2023), each layer matched on its own.
 
-    `cls`: focal loss over all matching queries and classes; unmatched queries are background. `box`: L1 between the
-    encoded boxes of matched pairs, weighted by CODE_WEIGHTS; an unknown velocity (NaN) contributes nothing. Both are
-    divided by the number of ground truths of this batch, at least 1; in a distributed run that is the rank's own batch.
-    `dn_cls`, `dn_box`: the same for the denoising queries, whose targets are known, divided by the number of those that
-    carry a class, and of all those that are valid; those that became background regress their box too.
+    `cls`: focal loss over all matching queries and classes; unmatched queries are background. It is divided by the
+    matched queries + 0.1 × the others. `box`: L1 between the encoded boxes of matched pairs, weighted by CODE_WEIGHTS,
+    divided by the number of ground truths; an unknown velocity (NaN) contributes nothing, the rest of its box does
+    (upstream leaves out the whole box). Every divisor is at least 1, and of this batch; in a distributed run that is
+    the rank's own batch. `dn_cls`, `dn_box`: the same for the denoising queries, whose targets are known, divided by
+    the number of those that may be expected to keep their class, and of all those that are valid; those that became
+    background regress their box too.
 
     Args:
         predictions: of P denoising queries, then N matching queries; gets gradients.
@@ -79,6 +83,16 @@ def detection_losses(
         and NaN for `box` where no predicted box is finite.
         Forward and backward are elementwise but for sums: repeatable bit for bit.
     """
+    return {name: loss.sum() for name, loss in layer_losses(predictions, boxes, labels, denoising).items()}
+
+
+def layer_losses(
+    predictions: Predictions,
+    boxes: Sequence[torch.Tensor],
+    labels: Sequence[torch.Tensor],
+    denoising: Denoising | None = None,
+) -> dict[str, torch.Tensor]:
+    """Computes the losses of every decoder layer, (layers,) each; see `detection_losses`."""
     _check_losses(predictions, boxes, labels, denoising)
     padding = denoising.reference.shape[1] if denoising else 0
     known_logits, logits = predictions.logits.tensor_split([padding], dim=2)
@@ -86,23 +100,29 @@ def detection_losses(
 
     count = max(sum(map(len, boxes)), 1)
     target, label = _matched_targets(logits, predicted, boxes, labels)
-    classification = focal_loss(logits, _one_hot(label, logits.shape[-1]))
-    regression = torch.where(label != BACKGROUND, _box_error(predicted, target), 0)
+    classification = _sum(focal_loss(logits, _one_hot(label, logits.shape[-1])))
+    matched = label != BACKGROUND
+    regression = _sum(torch.where(matched, _box_error(predicted, target), 0))
+    divisor = (_sum(matched) + _NEGATIVE * _sum(~matched)).clamp(min=1)
     # A network that diverged has no small loss.
     lost = ~predicted.isfinite().all(dim=-1).any() & (predicted.numel() > 0)
-    box = torch.where(lost, torch.nan, regression.sum() / count)
-    losses = dict(cls=classification.sum() / count, box=box)
+    losses = dict(cls=classification / divisor, box=torch.where(lost, torch.nan, regression / count))
     if denoising is None:
-        return losses | dict(dn_cls=known_logits.sum(), dn_box=known_boxes.sum())
+        return losses | dict(dn_cls=_sum(known_logits), dn_box=_sum(known_boxes))
 
     valid, label = denoising.valid, denoising.labels
     classification = focal_loss(known_logits, _one_hot(label, logits.shape[-1]))
-    classification = torch.where(valid[..., None], classification, 0)
-    regression = torch.where(valid, _box_error(known_boxes, encode_boxes(denoising.boxes)), 0)
+    classification = _sum(torch.where(valid[..., None], classification, 0))
+    regression = _sum(torch.where(valid, _box_error(known_boxes, encode_boxes(denoising.boxes)), 0))
+    count = valid.sum()
     return losses | dict(
-        dn_cls=classification.sum() / (label != BACKGROUND).sum().clamp(min=1),
-        dn_box=regression.sum() / valid.sum().clamp(min=1),
+        dn_cls=classification / (count * denoising.kept).clamp(min=1), dn_box=regression / count.clamp(min=1)
     )
+
+
+def _sum(values):
+    """The sum of each layer."""
+    return values.flatten(1).sum(1)
 
 
 def _focal(wrong, alpha):
@@ -115,16 +135,19 @@ def _one_hot(labels, classes):
 
 
 def _box_error(predicted, target):
-    """The weighted L1 distance (…) of encoded boxes (…, 10) each; a velocity that is not known does not count."""
-    known = target.isfinite() | (torch.arange(10, device=target.device) < _VELOCITY)
-    return (torch.where(known, predicted - target, 0).abs() * predicted.new_tensor(CODE_WEIGHTS)).sum(dim=-1)
+    """The weighted L1 distance (…) of encoded boxes (…, 10) each, or of their first numbers; a velocity that is not
+    known does not count."""
+    size = target.shape[-1]
+    known = target.isfinite() | (torch.arange(size, device=target.device) < _VELOCITY)
+    return (torch.where(known, predicted - target, 0).abs() * predicted.new_tensor(CODE_WEIGHTS[:size])).sum(dim=-1)
 
 
 def _costs(logits, boxes, targets, labels):
     """The cost (…, N, G) of every pair: logits (…, N, classes), boxes (…, N, 10), targets (G, 10) and labels (G,)."""
     logits = logits.index_select(-1, labels)
     classification = _focal(-logits, 0.25) - _focal(logits, 0.75)
-    return _CLASS_COST * classification + _BOX_COST * _box_error(boxes[..., None, :], targets)
+    boxes, targets = boxes[..., None, :_VELOCITY], targets[..., :_VELOCITY]
+    return _CLASS_COST * classification + _BOX_COST * _box_error(boxes, targets)
 
 
 def _assign(cost):

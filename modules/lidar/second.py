@@ -5,14 +5,14 @@ The sparse part is deterministic; the 2-D convolutions are PyTorch's own.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from ..settings import Count, Positive, Range, Whole
 from .sparse import SparseBasicBlock, SparseConv3d, SparseConvBlock, SparseTensor, SubmanifoldConv3d
-from .voxels import VoxelEncoder, grid_shape
+from .voxels import MeanVoxelEncoder, VoxelEncoder, grid_shape
 
 
 @dataclass
@@ -20,8 +20,11 @@ class LidarConfig:
     """Settings of the LiDAR branch."""
 
     voxel_size: tuple[Positive, Positive, Positive] = (0.1, 0.1, 0.2)  # x, y, z, metres
+    grid: tuple[Count, Count, Count] | None = None  # (Z, Y, X) voxels from the range's lower corner; None = its own
+    vfe: Literal["dynamic", "mean"] = "dynamic"  # how points make a voxel: learned from all, or the mean of ten
     channels: tuple[Count, ...] = (16, 32, 64, 128)  # of the middle encoder's stages, each half the size of the last
     blocks: Count = 2  # in each of them
+    last_z_padding: Annotated[int, Range(at_least=0, at_most=1)] = 1  # of the last halving before the map, along z
     second: tuple[Count, Count] = (128, 256)  # channels of SECOND's stages
     layers: Whole = 5  # convolutions in each of them after the first
     frozen_stages: Annotated[int, Range(at_least=-1)] = 3  # of SECOND; more than there are = all, −1 = none
@@ -29,9 +32,10 @@ class LidarConfig:
 
     def build(self, point_range: tuple[float, ...], channels: int) -> "LidarBranch":
         """Builds the branch for points in this range (metres); its map has 2 · `channels` channels."""
-        voxel_encoder = VoxelEncoder(point_range, self.voxel_size)
-        voxels = voxel_encoder.linear.out_features, voxel_encoder.spatial_shape
-        middle_encoder = SparseMiddleEncoder(*voxels, self.channels, self.blocks)
+        encoder = VoxelEncoder if self.vfe == "dynamic" else MeanVoxelEncoder
+        voxel_encoder = encoder(point_range, self.voxel_size, grid=self.grid)
+        voxels = voxel_encoder.channels, voxel_encoder.spatial_shape
+        middle_encoder = SparseMiddleEncoder(*voxels, self.channels, self.blocks, self.last_z_padding)
         norms = dict(norm_eval=self.norm_eval)
         layers = (self.layers,) * len(self.second)
         backbone = SECOND(middle_encoder.out_channels, self.second, layers, frozen_stages=self.frozen_stages, **norms)
@@ -42,14 +46,19 @@ class LidarConfig:
     def bev_shape(self, point_range: tuple[float, ...]) -> tuple[int, int]:
         """(H, W) of the map for points in this range."""
         halved = 2 ** (len(self.channels) - 1)  # between the middle encoder's stages
-        _, height, width = grid_shape(point_range, self.voxel_size)
+        _, height, width = self.grid or grid_shape(point_range, self.voxel_size)
         return -(-height // halved), -(-width // halved)
+
+    def bev_extent(self, point_range: tuple[float, ...]) -> tuple[float, float]:
+        """Metres along x and y that the map spans, from the range's lower corner."""
+        _, height, width = self.grid or grid_shape(point_range, self.voxel_size)
+        return width * self.voxel_size[0], height * self.voxel_size[1]
 
 
 class LidarBranch(NamedTuple):
     """The parts from points to a map, in the order in which they follow one another."""
 
-    voxel_encoder: VoxelEncoder
+    voxel_encoder: VoxelEncoder | MeanVoxelEncoder
     middle_encoder: "SparseMiddleEncoder"
     backbone: "SECOND"
     neck: "SECONDNeck"
@@ -66,11 +75,19 @@ class SparseMiddleEncoder(nn.Module):
         spatial_shape: (Z, Y, X) of the voxels.
         channels: of the stages.
         blocks: basic blocks in each stage.
+        last_z_padding: of the last stride-2 convolution between stages, along z.
 
     `out_channels` says how many channels the map has: channels[-1] times what is left of z.
     """
 
-    def __init__(self, in_channels: int, spatial_shape: tuple[int, int, int], channels: tuple[int, ...], blocks: int):
+    def __init__(
+        self,
+        in_channels: int,
+        spatial_shape: tuple[int, int, int],
+        channels: tuple[int, ...],
+        blocks: int,
+        last_z_padding: int = 1,
+    ):
         super().__init__()
         self.spatial_shape = tuple(spatial_shape)
         self.stem = SparseConvBlock(SubmanifoldConv3d(in_channels, channels[0]))
@@ -78,7 +95,8 @@ class SparseMiddleEncoder(nn.Module):
         for index, width in enumerate(channels):
             stage = nn.Sequential(*(SparseBasicBlock(width) for _ in range(blocks)))
             if index:
-                conv = SparseConv3d(channels[index - 1], width)
+                padding = (last_z_padding if index == len(channels) - 1 else 1, 1, 1)
+                conv = SparseConv3d(channels[index - 1], width, padding=padding)
                 stage.insert(0, SparseConvBlock(conv))
                 shape = conv.output_shape(shape)
             self.stages.append(stage)

@@ -76,7 +76,7 @@ class MapMetric(SampleResults):
         for label, name in enumerate(self.settings["classes"]):
             results = [sample[label] for sample in self.in_order()]
             total = sum(true for *_, true in results)
-            values = [_average_precision(results, threshold, total) for threshold in thresholds]
+            values = [average_precision(results, threshold, total) for threshold in thresholds]
             figures[f"AP/{name}"] = float(np.mean(values)) if total else None
             figures |= {f"AP/{name}@{threshold:g}": value for threshold, value in zip(thresholds, values)}
             means += [figures[f"AP/{name}"]] if total else []
@@ -140,7 +140,7 @@ def _nearest(distances):
     return nearest, distances[np.arange(len(distances)), nearest]
 
 
-def _average_precision(results, threshold, total):
+def average_precision(results, threshold, total):
     if not total:
         return None
     scores = np.concatenate([scores for scores, *_ in results])

@@ -16,7 +16,7 @@ def by_hand(heads, states, reference):
         for name, task in heads.tasks.items():
             hidden = state @ task.weight_in[layer].double()
             mean, variance = hidden.mean(-1, keepdim=True), hidden.var(-1, correction=0, keepdim=True)
-            hidden = (hidden - mean) / (variance + 1e-5).sqrt() * task.norm_scale[layer, 0] + task.norm_shift[layer, 0]
+            hidden = (hidden - mean) / (variance + 1e-6).sqrt() * task.norm_scale[layer, 0] + task.norm_shift[layer, 0]
             out[name] = hidden.clamp(min=0) @ task.weight_out[layer].double() + task.bias_out[layer, 0]
         before = reference.double().clamp(1e-5, 1 - 1e-5)
         moved = torch.cat([out["center"], out["height"]], dim=-1) + before.log() - (1 - before).log()

@@ -261,7 +261,7 @@ def test_inputs_that_do_not_fit(change, error, message):
 
 
 def test_settings_that_cannot_be():
-    with pytest.raises(ValueError, match="heads is 8, needs to divide the 32 channels into heads of 16 to 128"):
+    with pytest.raises(ValueError, match="heads is 8, needs to divide the 32 channels into heads of 8 to 128"):
         QueryDecoder(32)
     with pytest.raises(ValueError, match="layers is 0, needs at least 1"):
         QueryDecoder(32, DecoderConfig(heads=2, layers=0))

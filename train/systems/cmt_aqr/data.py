@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,11 +25,14 @@ class DetectionConfig(DatasetConfig):
     """Settings of key frames: how many scans they have, and what training does to them. See `DatasetConfig` too."""
 
     image_size: tuple[Count, Count] = (320, 800)  # height, width
+    frame: Literal["ego", "lidar"] = "ego"  # that points, boxes and projections are in; upstream's weights need lidar
     sweeps: Count = 10  # LiDAR scans put together, the key frame's own included
     point_range: tuple[float, float, float, float, float, float] = POINT_RANGE  # lows, then highs, metres
     resize: tuple[Positive, Positive] = (0.94, 1.25)
-    bev_rotation: NonNegative = 0.3925  # radians about z, drawn from ±bev_rotation
-    bev_scale: tuple[Positive, Positive] = (0.95, 1.05)
+    flip: bool = True
+    bev_rotation: NonNegative = 0.785  # radians about z, drawn from ±bev_rotation
+    bev_scale: tuple[Positive, Positive] = (0.9, 1.1)
+    bev_translation: NonNegative = 0.5  # metres, standard deviation along each axis
     bev_flip: bool = True  # mirror x in half of the samples, and y in half
     cbgs: bool = True  # class-balanced resampling
     p_no_image: Share = 0.25  # share of the samples whose images are made black …
@@ -54,24 +58,26 @@ class DetectionBatch:
     boxes: list[torch.Tensor]
     labels: list[torch.Tensor]
     tokens: list[str]
+    ego_T_frame: torch.Tensor
     bad_files: list[str] = field(default_factory=list)  # files that could not be read, whose samples were replaced
 
     def to(self, device: torch.device | str) -> DetectionInput:
         """Normalises the images; everything but the projections goes to the device."""
         images = normalised(self.images.to(device, non_blocking=True))
         parts = ([x.to(device, non_blocking=True) for x in part] for part in (self.points, self.boxes, self.labels))
-        return DetectionInput(images, self.image_T_ego, *parts, self.tokens)
+        return DetectionInput(images, self.image_T_ego, *parts, self.tokens, self.ego_T_frame)
 
     def pin_memory(self) -> "DetectionBatch":
         parts = ([x.pin_memory() for x in part] for part in (self.points, self.boxes, self.labels))
-        return DetectionBatch(self.images.pin_memory(), self.image_T_ego, *parts, self.tokens, self.bad_files)
+        rest = self.tokens, self.ego_T_frame, self.bad_files
+        return DetectionBatch(self.images.pin_memory(), self.image_T_ego, *parts, *rest)
 
 
 def collate(items: Sequence[DetectionBatch]) -> DetectionBatch:
     """Joins batches in order."""
-    images, image_T_ego = (torch.cat([getattr(x, name) for x in items]) for name in ("images", "image_T_ego"))
+    joined = {name: torch.cat([getattr(x, name) for x in items]) for name in ("images", "image_T_ego", "ego_T_frame")}
     lists = ("points", "boxes", "labels", "tokens", "bad_files")
-    return DetectionBatch(images, image_T_ego, *([part for x in items for part in getattr(x, name)] for name in lists))
+    return DetectionBatch(**joined, **{name: [part for x in items for part in getattr(x, name)] for name in lists})
 
 
 class DetectionSamples(DriveSamples):
@@ -116,10 +122,21 @@ class DetectionSamples(DriveSamples):
         images = torch.zeros(len(moment.rig.cameras), 3, *self.config.image_size, dtype=torch.uint8)
         if use_images:
             images = read_images(moment, augmentations)
-        image_T_ego = moment.rig.augmented(augmentations).image_T_ego @ torch.linalg.inv(bev.matrix)
+        ego_T_frame = self.ego_T_frame(moment)
+        image_T_ego = moment.rig.augmented(augmentations).image_T_ego @ ego_T_frame @ torch.linalg.inv(bev.matrix)
         points = self._points(moment, bev) if use_points else torch.empty(0, 5)
         boxes, labels = self.targets(moment, bev)
-        return DetectionBatch(images[None], image_T_ego[None], [points], [boxes], [labels], [moment.token])
+        rest = [points], [boxes], [labels], [moment.token], ego_T_frame[None]
+        return DetectionBatch(images[None], image_T_ego[None], *rest)
+
+    def ego_T_frame(self, moment: Moment) -> torch.Tensor:
+        """The frame of points, boxes and projections, before any augmentation → the reference ego frame, (4, 4)."""
+        if self.config.frame == "ego":
+            return torch.eye(4, dtype=torch.float64)
+        scans = moment.sweeps(1)
+        if not scans:
+            raise BadFile(f"LiDAR of {moment.token}")
+        return scans[0].ego_T_lidar
 
     def draw(self, rng: np.random.Generator) -> tuple[dict, BevAugmentation, bool, bool]:
         """Draws how the images are augmented, how space is, whether there are images, and whether there are points."""
@@ -128,20 +145,22 @@ class DetectionSamples(DriveSamples):
             return view, _UNCHANGED, True, True
         c = self.config
         flip_x, flip_y = (bool(flip) and c.bev_flip for flip in rng.random(2) < 0.5)
-        bev = BevAugmentation(rng.uniform(-c.bev_rotation, c.bev_rotation), rng.uniform(*c.bev_scale), flip_x, flip_y)
+        turn, scale = rng.uniform(-c.bev_rotation, c.bev_rotation), rng.uniform(*c.bev_scale)
         masked = rng.random()  # one draw, so that never both are gone
+        translation = tuple(c.bev_translation * rng.standard_normal(3))
+        bev = BevAugmentation(turn, scale, flip_x, flip_y, translation)
         return view, bev, masked >= c.p_no_image, not c.p_no_image <= masked < c.p_no_image + c.p_no_lidar
 
     def targets(self, moment: Moment, bev: BevAugmentation = _UNCHANGED) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns boxes (G, 9) float32 and labels (G,) int64 of the objects of the ten classes whose centre is in
         range, in training of those with points; see `DetectionInput`."""
-        ego_T_world = torch.linalg.inv(moment.world_T_ego)
+        frame_T_world = torch.linalg.inv(moment.world_T_ego @ self.ego_T_frame(moment))
         rows, labels = [], []
         for box in moment.boxes:
             label = _label(box.category)
             if label is None or (self.training and box.num_points == 0):
                 continue
-            box = box.moved(ego_T_world)
+            box = box.moved(frame_T_world)
             yaw = math.atan2(box.frame_T_box[1, 0], box.frame_T_box[0, 0])
             rows.append([*box.center.tolist(), *box.size, yaw, *box.velocity[:2].tolist()])
             labels.append(label)
@@ -151,9 +170,11 @@ class DetectionSamples(DriveSamples):
 
     def _points(self, moment, bev):
         try:
-            points = bev.points(moment.points(self.config.sweeps))
+            points = moment.points(self.config.sweeps)
         except OSError as error:
             raise BadFile(str(error.filename)) from error
+        frame_T_ego = torch.linalg.inv(self.ego_T_frame(moment)).to(points)
+        points = bev.points(torch.cat([points[:, :3] @ frame_T_ego[:3, :3].T + frame_T_ego[:3, 3], points[:, 3:]], 1))
         return points[_inside(points, self.config.point_range)]
 
 

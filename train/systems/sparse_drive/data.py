@@ -23,6 +23,7 @@ from ...data.map_targets import line_targets
 from ...data.moments import Box, Drive, Moment
 from ...data.splits import drives_of_splits, split_names
 from ...metrics.motion import MOTION_CLASSES
+from .mirror import mirrored, mirrored_points
 
 
 @dataclass
@@ -32,6 +33,7 @@ class DriveConfig(DatasetConfig):
     image_size: tuple[Count, Count] = (256, 704)  # height, width
     history: Whole = 1  # moments before the present that training warms the instances up with
     p_no_history: Share = 0.1  # share of the training samples that begin a drive, whatever was before
+    mirror: bool = False  # show half of the training samples as they were in a mirror: left is right, in all they hold
     box_distance: Positive = 55.0  # metres from the ego frame's origin up to which boxes are learned
     depth: bool = True  # whether there is LiDAR that the depth of the maps is learned from
     cache: str = "work_dirs/cache"  # a folder for the truth, which is made once
@@ -133,6 +135,7 @@ class DrivingSamples(DriveSamples):
     def read(self, place: int, rng: np.random.Generator) -> DriveBatch:
         moments, view = self.moments(place), self.draw_view(rng)
         begins = self.training and rng.random() < self.config.p_no_history
+        mirror = self.training and bool(rng.random() < 0.5) and self.config.mirror
         images, frames, status = [], [], []
         for moment in moments:
             augmentations = self.augmentations(moment.rig, view)
@@ -145,12 +148,16 @@ class DrivingSamples(DriveSamples):
         now, driving = moments[-1], DrivingTruth.from_arrays(self.truth[moments[-1].token])
         drive, index = self.places[place]
         others = [] if self.training else [self._others(drive, index)]
-        depth = self._depth(now, frames[-1]) if self.training and self.config.depth else []
-        return DriveBatch(
+        batch = DriveBatch(
             images=torch.stack(images)[None], frames=frames, status=torch.stack(status)[None].nan_to_num(),
-            truth=self.targets(now, driving, status[-1]), depth=depth, tokens=[now.token], order=[index],
+            truth=self.targets(now, driving, status[-1]), depth=[], tokens=[now.token], order=[index],
             others=others, velocity=torch.tensor(driving.velocity)[None],
         )  # fmt: skip
+        if mirror:
+            batch = mirrored(batch, now.rig.names)
+        if self.training and self.config.depth:
+            batch.depth = self._depth(now, batch.frames[-1], mirror)
+        return batch
 
     def targets(self, moment: Moment, driving: DrivingTruth, status: torch.Tensor) -> DriveTruth:
         """What is true of a moment, as a batch of one: boxes of the model's classes that have points and are near, map
@@ -177,12 +184,12 @@ class DrivingSamples(DriveSamples):
             ego_known[None], torch.tensor([driving.command]), status[None],
         )  # fmt: skip
 
-    def _depth(self, moment, frame):
+    def _depth(self, moment, frame, mirror):
         """Targets of the finest levels, with zeros where the images are padded."""
         levels, strides = self.model.depth.levels, self.model.backbone.strides
         height, width = self.config.image_size
         try:
-            points = moment.points(1)
+            points = mirrored_points(moment.points(1)) if mirror else moment.points(1)
         except OSError as error:
             raise BadFile(str(error.filename)) from error
         found = []
