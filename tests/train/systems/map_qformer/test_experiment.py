@@ -11,7 +11,7 @@ from rigfuse.train import main as program
 from rigfuse.train.config import apply_options, check
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.map_qformer import first_step
-from rigfuse.train.tools import check_setup, generate_gt_cache
+from rigfuse.train.tools import check_setup, compare_maps, generate_gt_cache
 
 TINY = "map_qformer_stage2_tiny"
 SMALL = (
@@ -38,12 +38,16 @@ def settings(small_world, folder):
 def test_the_cache_is_made_beforehand(small_world, folder, capsys):
     """Once: what training then looks for is there."""
     options = ["--config", TINY, "--data", str(small_world), "--cfg-options", f"data.cache={folder / 'cache'}"]
-    assert generate_gt_cache.main(options) == 0
+    anchors = folder / "anchors.json"
+    assert generate_gt_cache.main([*options[:4], "--anchors", str(anchors), *options[4:]]) == 0
     made = sorted(path.name for path in (folder / "cache").iterdir())
     assert [name.rpartition(".")[2] for name in made] == ["json", "npz"] * 2
     assert "world_train" in capsys.readouterr().out
     settings = apply_options(experiment(TINY), [*SMALL, f"data.cache={folder / 'cache'}"])
     settings.data.root = str(small_world)
+    settings.anchors = str(anchors)
+    with pytest.raises(ValueError, match=r"anchors have shape \(24, 10, 2\), need \(6, 5, 2\) finite numbers"):
+        settings.build_model()
     settings.build_data()
     assert sorted(path.name for path in (folder / "cache").iterdir()) == made
     with pytest.raises(SystemExit):
@@ -91,6 +95,11 @@ def test_train_resume_and_evaluate_from_the_command_line(small_world, folder, ca
     assert {f"val/{name}": value for name, value in figures.items()} == pytest.approx(
         {name: value for name, value in evaluated.items() if name.startswith("val/")}, abs=1e-6
     )
+    compared = ["--pictures", "1", "--lines", "0", "--out", str(folder / "compared")]
+    assert compare_maps.main([str(folder / "whole"), *compared]) == 0
+    found = json.loads((folder / "compared" / "figures.json").read_text())
+    assert list(found) == ["mean map", "untrained", "whole"] and found["whole"] == pytest.approx(figures, abs=1e-6)
+    assert (folder / "compared" / "000.png").stat().st_size > 10_000
     with pytest.raises(SystemExit, match="^error: .*trained with another language model than lm.source gives$"):
         program.main(["--eval-only", str(steps[-1]), "--cfg-options", "model.lm.seed=1"])
 
