@@ -10,7 +10,7 @@ from rigfuse.train import checkpoint
 from rigfuse.train import main as program
 from rigfuse.train.config import apply_options, check
 from rigfuse.train.systems import experiment
-from rigfuse.train.systems.map_qformer import first_step
+from rigfuse.train.systems.map_qformer import first_step, memory
 from rigfuse.train.tools import check_setup, compare_maps, generate_gt_cache
 
 TINY = "map_qformer_stage2_tiny"
@@ -145,9 +145,10 @@ def test_the_set_up_is_checked(settings, capsys, monkeypatch):
 def test_the_memory_of_a_step_follows_from_sizes():
     """Of the full size, from its settings alone: mostly the frozen weights, and recomputing is what makes it fit."""
     made = experiment("map_qformer_stage2")
-    parts = first_step.parts_of(first_step.on_meta(made))
-    memory = first_step.memory_of_step(made.model, parts, 4)
+    model = first_step.on_meta(made)
+    parts = first_step.parts_of(model)
+    found = memory.memory_of_step(made, model, parts)
     made.model.lm.checkpoint = False
-    stored = first_step.memory_of_step(made.model, parts, 4)
-    assert memory["frozen weights"] == pytest.approx(12.3, abs=0.1)
-    assert stored["together"] - memory["together"] == pytest.approx(25.7 - 2.6, abs=1.0)
+    stored = memory.memory_of_step(made, model, parts)
+    assert found["frozen weights"] == pytest.approx(12.3, abs=0.1)
+    assert stored["together"] - found["together"] == pytest.approx(25.7 - 2.6, abs=1.0)
