@@ -142,6 +142,10 @@ def test_a_model_comes_from_its_folder(tmp_path):
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(tmp_path)
     loaded = LanguageConfig(source=str(tmp_path), prompt="the road ahead").build()
     assert loaded._prompt_ids.tolist() == [0, 1, 0] and loaded.model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="^lm.blocks is 3, the model has 2$"):
+        LanguageConfig(source=str(tmp_path), blocks=3).build()
+    short = LanguageConfig(source=str(tmp_path), blocks=1).build()
+    assert len(short.model.layers) == 1 and short(*tokens()).shape == (2, 6, 16)
     weight = loaded.model.layers[1].mlp.up_proj.weight
     assert torch.equal(weight, model.model.layers[1].mlp.up_proj.weight.bfloat16())
 
