@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..history import HistoryFrame, HistoryQueue, PyramidHistory, pooled
+from ..history import HistoryFrame, HistoryQueue, PyramidHistory, narrowed, pooled
 from ..rig import RigFrame
 from .cascade import CompletionCascade
 
@@ -49,7 +49,7 @@ class StreamingCompletion(nn.Module):
         moments, pose = history.length, torch.eye(4, dtype=torch.float64)
         features, scales = [], []
         for x in self._read(self.cascade.extract(torch.zeros_like(images[:1, :1])), history):
-            stored, scale = _queues(history)[0].narrow(x)
+            stored, scale = narrowed(x, _queues(history)[0].dtype)
             features.append(stored.new_zeros(moments, batch, views, *x.shape[2:]))
             if scale is not None:
                 scales.append(scale.new_ones(moments, batch, views, *scale.shape[2:]))
@@ -119,7 +119,7 @@ class StreamingCompletion(nn.Module):
     def _next(self, state, history, original, missing, frame, scene):
         """The state after this moment."""
         queues = _queues(history)
-        stored, scales = zip(*(queues[0].narrow(x) for x in self._read(original, history)))
+        stored, scales = zip(*(narrowed(x, queues[0].dtype) for x in self._read(original, history)))
         after = lambda now, past: torch.cat([now[None], past[:-1]])  # noqa: E731
         available = torch.stack([then.available for then in history.frames])
         return dict(

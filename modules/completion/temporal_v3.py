@@ -17,6 +17,7 @@ from .sources import FAR_GROUND, Hypotheses, Sources, hypothesize, list_sources
 from .stage import TemporalConfig, TemporalStage, make_decoder
 
 KINDS = 3  # of sources, see `Sources.kind`
+STEEPNESS = 0.1  # of the score that a plane loses by its distance from the ground
 MOMENTUM = 0.02  # of the means of what each camera usually sees
 
 
@@ -69,6 +70,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, self.hypotheses + KINDS + 1)
         )
         self.age_score = nn.Parameter(torch.tensor(-1.0))  # for each second
+        self.steepness = STEEPNESS
         scales = range(len(self.strides))
         # What each camera usually sees, (scales · V, C, *grid): four axes, so that it can be channels_last.
         self.register_buffer("usual", torch.zeros(len(self.strides) * len(self.cameras), channels, *config.grid))
@@ -140,30 +142,38 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             mean.lerp_(now, step.to(mean.dtype))
 
     def _usual(self, scale, camera, like):
-        """What the cameras (N,) usually show, of the size and dtype of `like`: (N, C, H, W)."""
-        usual = self.usual.unflatten(0, (len(self.strides), -1))[scale, camera]
-        return F.adaptive_avg_pool2d(usual, like.shape[-2:]).to(like.dtype)
+        """What the cameras at an index or slice usually show, of the size and dtype of `like`: (N, C, H, W)."""
+        usual, size = self.usual.unflatten(0, (len(self.strides), -1))[scale, camera], tuple(like.shape[-2:])
+        if usual.shape[-2:] != size:
+            usual = F.adaptive_avg_pool2d(usual, size)
+        return usual.to(like.dtype)
 
     def _complete(self, features, sources, history, only):
         device, completed = features[0].device, list(features)
         index = sources.sample.to(device), sources.camera.to(device)
-        camera, refined = index[1], None
-        score = self._scores(camera, features[self.coarse].shape[-2:])
+        score, refined = self._scores(index[1], features[self.coarse].shape[-2:]), None
         for scale in sorted(range(len(self.strides)), key=lambda scale: scale != self.coarse):
-            maps = self._unusual(scale, features[scale], history.queues[scale].frames, sources)
-            look = _Look(maps, self.strides[scale] * history.pool, sources)
             x = features[scale]
-            with annotate("temporal_completion.warp"):
-                base = self._usual(scale, camera, x) + self._base(x, scale, camera, score, look)
-            if scale == self.coarse:
-                completion = self._refine(x[index], base, camera, score, look)
-                refined = completion - base
-            else:
-                detail = F.interpolate(refined, size=base.shape[-2:], mode="bilinear", align_corners=False)
-                completion = base + self.lift[str(scale)](torch.cat([base, detail], dim=1))
+            completion, refined = self._complete_scale(scale, x, index, score, sources, history, refined)
             fuse = lambda original, scale=scale, completion=completion: self._fuse(original, completion, scale)  # noqa: E731
             completed[scale] = replace_maps(x, index, fuse, only=only)
         return completed
+
+    def _complete_scale(self, scale, features, index, score, sources, history, refined):
+        """The missing maps (N, C, H, W) of a scale before the gate, and what was refined at the coarse one."""
+        camera, coarse, past = index[1], scale == self.coarse, history.queues[scale].frames
+        with annotate("temporal_completion.warp"):
+            maps = self._unusual(scale, features, past, sources)
+            look = _Look(maps, self.strides[scale] * history.pool, sources)
+            base = self._base(features, scale, camera, score, look)
+            base = base + self._usual(scale, camera, base)
+            keys = self._keys(base.shape[-2:], score, look) if coarse else None
+            del maps, look  # the most that is held at once, without gradients
+        if coarse:
+            completion = self._refine(features[index], base, camera, keys)
+            return completion, completion - base if len(self.strides) > 1 else None
+        detail = F.interpolate(refined, size=base.shape[-2:], mode="bilinear", align_corners=False)
+        return base + self.lift[str(scale)](torch.cat([base, detail], dim=1)), refined
 
     def _scores(self, camera, size):
         """What the target cells say of the hypotheses, (N, J + KINDS + 1, H, W), by camera and place."""
@@ -172,6 +182,8 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
 
     def _unusual(self, scale, features, past, sources):
         """What is unusual in the sources of a scale, (S, C, h, w); the past has no gradient."""
+        if not len(sources.maps):
+            return features.new_zeros(1, features.shape[2], 1, 1)  # nobody sees anything
         batch, views = features.shape[:2]
         found = []
         for step, place in sources.by_moment(batch * views):
@@ -181,8 +193,13 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
                 found.append(x - self._usual(scale, chosen % views, x))
             else:
                 x = past[step - 1].maps(chosen).to(features.dtype)  # a copy, without gradient
-                found.append(x.sub_(self._usual(scale, chosen % views, x)))
-        return torch.cat(found) if found else features.new_zeros(1, features.shape[2], 1, 1)  # nobody sees anything
+                if sources.every:
+                    x.sub_(self._usual(scale, chosen % views, x))
+                else:  # one by one: no second copy is held
+                    for one, view in zip(x, (place % views).tolist()):
+                        one.sub_(self._usual(scale, slice(view, view + 1), x)[0])
+                found.append(x)
+        return torch.cat(found)
 
     def _base(self, features, scale, camera, score, look):
         """What the sources say of what is unusual in the missing maps, (N, C, H, W)."""
@@ -205,13 +222,12 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         it, but not by much; plus what was learnt."""
         near = found.ground.clamp(max=FAR_GROUND)[:, None]
         away = (self.depths[:, None, None].log() - near.log()) / 0.7  # (N, J − 1, H, W)
-        planes = -0.1 * torch.where(away > 0, 4 * away.square(), away.square())
+        planes = -self.steepness * torch.where(away > 0, 4 * away.square(), away.square())
         return F.pad(planes, (0, 0, 0, 0, 0, 2)) + learnt
 
-    def _refine(self, original, base, camera, score, look):
+    def _refine(self, original, base, camera, keys):
         """Attention from the base to every source as it would look from here, and the decoder."""
         with annotate("temporal_completion.attend"):
-            keys = self._keys(base.shape[-2:], score, look)
             attended = base + self.attention(
                 original + base, camera, keys.maps, keys.camera, keys.table, key_age=keys.age, key_mask=keys.covered
             )
@@ -237,13 +253,13 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
 
     def _warp(self, look, found, weights, index, size):
         """One call for targets whose hypotheses (N, K, J) have sources `index` (N, K); weights (N, K·J, H, W)."""
-        count = len(found.depths)
+        index = index.to(look.maps.device)[..., None].masked_fill(~found.seen.any(-1).any(-1), -1)
         return multi_depth_warp(
             look.maps,
             found.projection.flatten(1, 2),
             found.depths.repeat(found.projection.shape[1]),
             weights=weights,
-            source_index=index.repeat_interleave(count, dim=1).to(look.maps.device),
+            source_index=index.flatten(1),
             output_size=size,
             backend=self.backend,
         )

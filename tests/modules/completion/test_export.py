@@ -99,6 +99,7 @@ def test_it_is_exported_saved_and_loaded_and_runs_on_any_moment(tmp_path):
     close(run(torch.export.load(tmp_path / "step.pt2").module(), start), run(step, start))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in its compiler
 def test_it_compiles_as_one_graph():
     model = cascade(dict(geometry=True, grid=(2, 3), queue_length=1))
     model.vae = model.planning = None
