@@ -39,10 +39,11 @@ class OptimConfig:
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     multipliers: dict[str, NonNegative] = field(default_factory=dict)  # pattern → factor on lr; 0 freezes
     freeze: tuple[str, ...] = ()  # patterns that get no gradient in any step
+    freeze_until: dict[str, Whole] = field(default_factory=dict)  # pattern → the first step in which it trains
     clip: NonNegative = 25.0  # largest gradient norm; 0 = no clipping
 
     def validate(self) -> None:
-        for name in ("multipliers", "freeze"):
+        for name in ("multipliers", "freeze", "freeze_until"):
             if any(not part for pattern in getattr(self, name) for part in pattern.split(".")):
                 raise ValueError(
                     f"{name} has a pattern with an empty part: {', '.join(map(repr, getattr(self, name)))}"

@@ -119,7 +119,7 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     data.image_size, data.sweeps, data.resize, data.cbgs = (96, 160), 1, (1.0, 1.0), False
     data.point_range = (-25.6, -25.6, -3.0, 25.6, 25.6, 5.0)
     data.bev_rotation, data.bev_scale, data.bev_flip, data.bev_translation = 0.0, (1.0, 1.0), False, 0.0
-    data.flip, model.grid_mask = False, 0.0
+    data.flip, data.sampled_epochs, model.grid_mask = False, 0, 0.0
     data.p_no_image = data.p_no_lidar = 0.0
     model.channels, model.queries, model.denoising_groups = 64, 100, 3
     model.camera.resnet, model.camera.frozen_stages, model.camera.norm_eval = "tiny", -1, False

@@ -48,7 +48,7 @@ def _tiny(make: Callable[[], MapExperiment]) -> MapExperiment:
         model.instances, model.points = 24, 10
     model.decoder.reduce = (128, 128)
     data.image_size = (96, 160)
-    optim.lr, optim.clip = 2e-3, 5.0
+    optim.lr, optim.clip = 1e-3, 5.0
     optim.multipliers = {"images": 1.0, "qformer": 1.0, "queries": 1.0, "decoder": 1.0}
     experiment.schedule.warmup_steps = 50
     experiment.loader.batch_size, experiment.loader.workers = 4, 0

@@ -22,7 +22,7 @@ from ...metrics.pooling import known
 from ...metrics.tracking import TrackingMetric
 from .data import DriveBatch
 from .frames import moved_boxes, shifted_boxes, turned_paths
-from .model import CompletedModel, DrivingModel, Present, one_of
+from .model import CompletedModel, DrivingModel, Present
 
 if TYPE_CHECKING:
     from .experiment import DriveExperiment
@@ -123,7 +123,7 @@ def drive(
         maps, size, visible = see(model, batch)
         for index in range(len(batch.tokens)):
             rows = slice(index, index + 1)
-            facts = [level[rows] for level in maps], one_of(batch.frames[-1], index), size
+            facts = [level[rows] for level in maps], batch.frames[-1].one(index), size
             options = dict(visible=None if visible is None else visible[rows], ego_status=batch.status[rows, -1])
             found = {}
             for name in heads:
