@@ -17,7 +17,7 @@ from rigfuse.train.tools import check_setup, compare_maps, generate_gt_cache
 TINY = "map_qformer_stage2_tiny"
 SMALL = (
     "data.image_size=36,64", "model.images.channels=16", "model.qformer.width=32", "model.qformer.heads=2",
-    "model.qformer.layers=2", "model.qformer.hidden=32", "model.qformer.tokens=12", "model.lm.width=32",
+    "model.qformer.layers=2", "model.qformer.hidden=32", "model.qformer.grid=1,2", "model.lm.width=32",
     "model.lm.layers=2", "model.lm.hidden=32", "model.instances=6", "model.points=5", "model.decoder.reduce=32,",
     "loader.batch_size=1", "run.log_steps=1", "run.tensorboard=false",
 )  # fmt: skip
