@@ -21,6 +21,7 @@ import sys
 import types
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..modules.settings import Count, Momentum, NonNegative, Positive, Range, Share, Whole
@@ -136,6 +137,9 @@ class Experiment:
     def evaluate(self, model, loader) -> dict[str, float]:
         """Figures over all ranks' shares of the validation set. `loader` gives batches on the device."""
         raise NotImplementedError
+
+    def watch(self, model, batch, output, step: int, folder: Path) -> None:
+        """Looks at what a step has seen and said, on the first rank; a task may draw it into the run's folder."""
 
     def remarks(self, model) -> list[str]:
         """What is odd about the network as it begins to train, in lines that the log shows."""
