@@ -61,6 +61,7 @@ class Trainer:
         weights: str | Path | None = None,
     ):
         check(experiment)
+        experiment.folder = Path(folder)
         self.experiment, self.run, self.world, self.profile = experiment, experiment.run, world, profile
         self.folder, self.progress, self.average = Path(folder), Progress(), None
         self.bad_files = BadFiles(experiment.loader.max_bad_files, world.rank)
@@ -188,6 +189,8 @@ class Trainer:
     def _forward(self, batch):
         with self._autocast():
             output = self.network(batch)
+        if self.world.is_main:
+            self.experiment.watch(self.model, batch, output, self.progress.step, self.folder)
         losses, self._figures = output.losses, getattr(output, "figures", {})
         weights = self.experiment.losses
         for name in losses:

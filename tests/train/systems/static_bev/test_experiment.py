@@ -18,6 +18,7 @@ from rigfuse.train.distributed import World
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.static_bev.evaluate import Streamer
 from rigfuse.train.systems.static_bev.truth import StaticMap, labels_of
+from rigfuse.train.tools import report_static_bev
 from rigfuse.train.trainer import Trainer
 
 shapely = pytest.importorskip("shapely")
@@ -92,7 +93,9 @@ def test_real_maps_have_roads_and_lines_of_unknown_type(nuscenes_root, nuscenes)
 
 def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path):
     plain, cached = settings(2, small_world, step1), settings(2, small_world, step1)
+    plain.model.fusion.kind = cached.model.fusion.kind = "gate"
     cached.data.cache = str(tmp_path / "cache")
+    cached.evaluation.pictures = cached.evaluation.picture_steps = 2
     sets = plain.build_data()[0], cached.build_data()[0]
     assert sets[0].past(2) == [0, 1] and sets[0].past(0) == [None, None]
     files = sorted(path.name for path in (tmp_path / "cache").iterdir())
@@ -118,6 +121,14 @@ def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path
     figures = json.loads((folder / "result.json").read_text())["figures"]
     assert {"iou", "iou_best", "constant/iou_best", "series/f1_any", "history/found"} <= figures.keys()
     assert figures["history/found"] == pytest.approx((0 + 0.5 + 1) / 3)
+    drawn = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert len(drawn) == 4 and drawn[-2:] == ["training-00000000.png", "training-00000002.png"]
+    out = tmp_path / "report"
+    assert report_static_bev.main([str(folder), "--lose", "CAM_FRONT", "--pictures", "1", "--out", str(out)]) == 0
+    text, rows = (out / "report.md").read_text(), json.loads((out / "figures.json").read_text())
+    assert [row["lost"] for row in rows] == ["no loss", "CAM_FRONT"] and len(list(out.glob("run-*.png"))) == 1
+    assert rows[0]["figures"]["iou_best"] == pytest.approx(figures["iou_best"], abs=0.02)
+    assert "### far; recall" in text and "| WideSolidLine | 0 | n/a |" in text and "| CAM_FRONT | " in text
     cached.optim.freeze_until = {"cameras": 10**6}
     with pytest.raises(ValueError, match="data.cache needs view frozen for all 3 steps"):
         cached.build_data()
