@@ -19,6 +19,7 @@ _SIZES = {
     "resnet50": dict(
         embedding_size=64, hidden_sizes=(256, 512, 1024, 2048), depths=(3, 4, 6, 3), layer_type="bottleneck"
     ),
+    "resnet34": dict(embedding_size=64, hidden_sizes=(64, 128, 256, 512), depths=(3, 4, 6, 3), layer_type="basic"),
     "tiny": dict(embedding_size=16, hidden_sizes=(16, 32, 64, 128), depths=(1, 1, 1, 1), layer_type="basic"),
 }
 _STAGE_STRIDES = (4, 8, 16, 32)
@@ -28,7 +29,7 @@ _STAGE_STRIDES = (4, 8, 16, 32)
 class BackboneConfig:
     """Settings of a `ResNet`."""
 
-    resnet: Literal["resnet50", "tiny"] = "resnet50"
+    resnet: Literal["resnet50", "resnet34", "tiny"] = "resnet50"
     weights: str | None = None  # a checkpoint of this toolkit, or transformers' folder or hub name; None = random
     frozen_stages: Annotated[int, Range(at_least=-1, at_most=4)] = 4  # with their statistics; stem = 0, −1 = none
     norm_eval: bool = True  # every batch norm keeps its statistics in training too
@@ -73,7 +74,7 @@ class ResNet(nn.Module):
 
     def random_parts(self) -> list[str]:
         """Names the parts that are as random as they were made: nobody has trained them, and no weights were loaded."""
-        return ["ResNet"] if _untouched_norms(self.body) else []
+        return ["ResNet"] if untouched_norms(self.body) else []
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Turns images (N, 3, H, W), normalised, into one (N, C, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
@@ -243,9 +244,9 @@ def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _untouched_norms(module: nn.Module) -> bool:
-    """Whether every batch norm is as it was made: scale and variance 1, shift and mean 0."""
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+def untouched_norms(module: nn.Module) -> bool:
+    """Whether every batch norm is as it was made: scale and variance 1, shift and mean 0; True where there is none."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     ones = all(bool((x == 1).all()) for layer in norms for x in (layer.weight, layer.running_var))
     return ones and not any(bool(x.any()) for layer in norms for x in (layer.bias, layer.running_mean))
 

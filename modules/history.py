@@ -1,7 +1,7 @@
 """What the rig saw a moment ago: feature maps, which cameras were there, and the geometry."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,6 +75,10 @@ class HistoryQueue:
         """Forgets everything."""
         self._frames.clear()
 
+    def fill(self, frames: Iterable[HistoryFrame]) -> None:
+        """Holds these moments, newest first, and no other."""
+        self._frames = deque(frames, maxlen=self.length)
+
     def fork(self) -> "HistoryQueue":
         """A queue with the same moments, which goes on by itself. Nothing is copied: nothing stored is written to."""
         other = HistoryQueue(self.length, self.dtype, self.max_gap)
@@ -121,11 +125,7 @@ class HistoryQueue:
                 got, needed = tuple(shape), tuple(features.shape[:2])
                 raise ValueError(f"HistoryQueue: {name} has (batch, cameras) {got}, needs {needed}")
         self.prepare(frame, features)
-        features, scale = features.detach(), None
-        if self.dtype == torch.int8:
-            scale = features.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=1e-12) / 127
-            features = (features / scale).round()
-        stored = features.to(self.dtype or features.dtype, copy=True)
+        stored, scale = narrowed(features, self.dtype)
         self._frames.appendleft(HistoryFrame(stored, ~missing.cpu(), frame.clone(), scale))
 
 
@@ -171,6 +171,18 @@ class PyramidHistory:
         """Adds a moment at every scale, see `HistoryQueue.push`."""
         for queue, x in zip(self.queues, features, strict=True):
             queue.push(pooled(x, self.pool), missing, frame)
+
+
+def narrowed(features: torch.Tensor, dtype: torch.dtype | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Copies maps (..., C, H, W) to another dtype, detached; None = their own.
+
+    torch.int8 has a scale for each map and channel, (..., C, 1, 1), which is what 1 stands for; others have none.
+    """
+    features, scale = features.detach(), None
+    if dtype == torch.int8:
+        scale = features.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=1e-12) / 127
+        features = (features / scale).round()
+    return features.to(dtype or features.dtype, copy=True), scale
 
 
 def pooled(features: torch.Tensor, side: int) -> torch.Tensor:

@@ -19,8 +19,9 @@ import ast
 import json
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..modules.settings import Count, Momentum, NonNegative, Positive, Range, Share, Whole
@@ -39,10 +40,11 @@ class OptimConfig:
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     multipliers: dict[str, NonNegative] = field(default_factory=dict)  # pattern → factor on lr; 0 freezes
     freeze: tuple[str, ...] = ()  # patterns that get no gradient in any step
+    freeze_until: dict[str, Whole] = field(default_factory=dict)  # pattern → the first step in which it trains
     clip: NonNegative = 25.0  # largest gradient norm; 0 = no clipping
 
     def validate(self) -> None:
-        for name in ("multipliers", "freeze"):
+        for name in ("multipliers", "freeze", "freeze_until"):
             if any(not part for pattern in getattr(self, name) for part in pattern.split(".")):
                 raise ValueError(
                     f"{name} has a pattern with an empty part: {', '.join(map(repr, getattr(self, name)))}"
@@ -55,6 +57,7 @@ class ScheduleConfig:
 
     kind: Literal["cosine", "multistep", "cyclic", "constant"] = "cosine"
     warmup_steps: Whole = 500  # as many samples as these steps have when the run begins; cyclic has no warm-up
+    warmup_epochs: NonNegative = 0.0  # the warm-up is no longer than this; 0 = however long it is
     warmup_factor: Share = 0.1  # of lr, at the first step
     final_factor: Share = 0.0  # of lr, where the cosine or the cycle ends
     milestones: tuple[Share, ...] = (0.65, 0.9)  # multistep: fractions of the run …
@@ -135,6 +138,16 @@ class Experiment:
     def evaluate(self, model, loader) -> dict[str, float]:
         """Figures over all ranks' shares of the validation set. `loader` gives batches on the device."""
         raise NotImplementedError
+
+    def approve(self, model) -> None:
+        """Raises TrainingError where this network must not be trained as it is, before anything is written."""
+
+    def lines(self, figures: Mapping[str, float]) -> list[str]:
+        """What the log says beside the figures of each record of training, in lines."""
+        return []
+
+    def watch(self, model, batch, output, step: int, folder: Path) -> None:
+        """Looks at what a step has seen and said, on the first rank; a task may draw it into the run's folder."""
 
     def remarks(self, model) -> list[str]:
         """What is odd about the network as it begins to train, in lines that the log shows."""

@@ -93,9 +93,18 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         self.backend = backend
 
     def complete(
-        self, features: list[torch.Tensor], missing: torch.Tensor, frame: RigFrame, history: PyramidHistory
+        self,
+        features: list[torch.Tensor],
+        missing: torch.Tensor,
+        frame: RigFrame,
+        history: PyramidHistory,
+        *,
+        every: bool = False,
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Completes the missing cameras from a history, which forgets what cannot be the past of `frame`.
+
+        With `every` all maps are worked on and those of the missing cameras kept, so that no shape hangs on a value;
+        the history must be that of `frame` already.
 
         Args:
             features: for each of `strides` (B, V, C, H, W); get gradients, through the present cameras too.
@@ -113,10 +122,11 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         with annotate("temporal_completion"):
             if self.training:
                 self._learn_usual(features, missing)
-            history.prepare(frame, features)
-            sources = list_sources(missing.cpu(), frame, history.frames, self._table, self.moments)
+            if not every:
+                history.prepare(frame, features)
+            sources = list_sources(missing.cpu(), frame, history.frames, self._table, self.moments, every=every)
             if len(sources.sample):
-                features = self._complete(features, sources, history)
+                features = self._complete(features, sources, history, missing if every else None)
         return features, missing
 
     @torch.no_grad()
@@ -138,7 +148,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             usual = F.adaptive_avg_pool2d(usual, size)
         return usual.to(like.dtype)
 
-    def _complete(self, features, sources, history):
+    def _complete(self, features, sources, history, only):
         device, completed = features[0].device, list(features)
         index = sources.sample.to(device), sources.camera.to(device)
         score, refined = self._scores(index[1], features[self.coarse].shape[-2:]), None
@@ -146,14 +156,14 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             x = features[scale]
             completion, refined = self._complete_scale(scale, x, index, score, sources, history, refined)
             fuse = lambda original, scale=scale, completion=completion: self._fuse(original, completion, scale)  # noqa: E731
-            completed[scale] = replace_maps(x, index, fuse)
+            completed[scale] = replace_maps(x, index, fuse, only=only)
         return completed
 
     def _complete_scale(self, scale, features, index, score, sources, history, refined):
         """The missing maps (N, C, H, W) of a scale before the gate, and what was refined at the coarse one."""
         camera, coarse, past = index[1], scale == self.coarse, history.queues[scale].frames
         with annotate("temporal_completion.warp"):
-            maps = self._unusual(scale, features, past, sources.maps)
+            maps = self._unusual(scale, features, past, sources)
             look = _Look(maps, self.strides[scale] * history.pool, sources)
             base = self._base(features, scale, camera, score, look)
             base = base + self._usual(scale, camera, base)
@@ -170,21 +180,24 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         now = torch.zeros(len(camera), device=camera.device)
         return self.steer(self.attention.encoding(camera, now, size)).mT.unflatten(-1, size).float()
 
-    def _unusual(self, scale, features, past, maps):
+    def _unusual(self, scale, features, past, sources):
         """What is unusual in the sources of a scale, (S, C, h, w); the past has no gradient."""
-        if not len(maps):
+        if not len(sources.maps):
             return features.new_zeros(1, features.shape[2], 1, 1)  # nobody sees anything
         batch, views = features.shape[:2]
-        moment, place, found = maps // (batch * views), maps % (batch * views), []
-        for step in moment.unique().tolist():
-            chosen = place[moment == step].to(features.device)
+        found = []
+        for step, place in sources.by_moment(batch * views):
+            chosen = place.to(features.device)
             if step == 0:
                 x = pooled(features.flatten(0, 1)[chosen], self._history_pool)
                 found.append(x - self._usual(scale, chosen % views, x))
             else:
                 x = past[step - 1].maps(chosen).to(features.dtype)  # a copy, without gradient
-                for one, view in zip(x, (chosen % views).tolist()):
-                    one.sub_(self._usual(scale, slice(view, view + 1), x)[0])
+                if sources.every:
+                    x.sub_(self._usual(scale, chosen % views, x))
+                else:  # one by one: no second copy is held
+                    for one, view in zip(x, (place % views).tolist()):
+                        one.sub_(self._usual(scale, slice(view, view + 1), x)[0])
                 found.append(x)
         return torch.cat(found)
 
@@ -226,7 +239,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         size = tuple(-(-n // side) for n in size)
         look = look.pooled(max(side // look.coarser_than(self.stride), 1))
         found = look.at(self.depths, size, self.stride * side)
-        query, slot = (sources.index >= 0).nonzero().unbind(1)
+        query, slot = sources.pairs
         row = query.to(device), slot.to(device)
         depth = self._depth_score(_resized(score, size)[:, : self.hypotheses], found)[row[0]]
         weights = depth.masked_fill(~found.seen[row], -1e4).softmax(dim=1) * found.seen[row]
@@ -234,6 +247,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         maps, coverage = self._warp(look, one, weights, sources.index[query, slot][:, None], size)
         table = torch.full_like(sources.index, -1)
         table[query, slot] = torch.arange(len(query))
+        table.masked_fill_(sources.index < 0, -1)
         of, age = (x[query, slot].to(device) for x in (sources.of, sources.age.float()))
         return _Keys(maps, of, age, (coverage > 0.05).flatten(1), table.to(device))
 

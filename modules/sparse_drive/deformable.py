@@ -7,10 +7,9 @@ from torch import nn
 
 from ...kernels import deformable_aggregation
 from ...kernels.runtime.checks import Shapes
+from ..projection import project
 from ..settings import Count, Momentum
 from .layers import full_precision, mlp, widened
-
-_NEAREST = 1e-5  # metres; what is not in front of a camera by more is not in its image
 
 
 @dataclass
@@ -68,7 +67,7 @@ class DeformableBlock(nn.Module):
         self, feature: torch.Tensor, anchor: torch.Tensor, embedding: torch.Tensor, views: Views
     ) -> torch.Tensor:
         """feature, embedding (B, N, C), anchor (B, N, numbers) → (B, N, 2C): what was found, then the feature."""
-        points = project(self.keypoints(anchor, feature), views, self.config.half_pixel)
+        points = project(self.keypoints(anchor, feature), views.projection, views.image_size, self.config.half_pixel)
         weights = self._weights(feature + embedding, views)
         found = deformable_aggregation(views.maps, points, weights, visible=views.visible, backend=self.config.backend)
         return torch.cat([self.out(found.to(feature.dtype)), feature], dim=-1)
@@ -88,18 +87,3 @@ class DeformableBlock(nn.Module):
             kept = torch.rand_like(weights[:, :, :, :1, :, :1]) > self.config.keypoint_dropout
             weights = weights * kept / (1 - self.config.keypoint_dropout)
         return weights.permute(0, 1, 4, 2, 3, 5)
-
-
-def project(points: torch.Tensor, views: Views, half_pixel: bool = True) -> torch.Tensor:
-    """Where ego points are seen: (B, N, P, 3) metres → (B, N, P, V, 2), (x, y) in [0, 1] of each camera's image; −1
-    where a point is not in front of a camera. In float32, without matrix products, whose TensorFloat-32 misses pixels.
-    """
-    with full_precision(points):
-        rows = views.projection[:, None, None, :, :3]  # (B, 1, 1, V, 3, 4)
-        x, y, z = (coordinate[..., None, None] for coordinate in points.unbind(-1))  # (B, N, P, 1, 1)
-        seen = rows[..., 0] * x + rows[..., 1] * y + rows[..., 2] * z + rows[..., 3]  # (B, N, P, V, 3)
-        depth = seen[..., 2:]
-        shift = 0.5 if half_pixel else 0.0
-        height, width = views.image_size
-        location = (seen[..., :2] / depth.clamp(min=_NEAREST) + shift) / seen.new_tensor([width, height])
-        return torch.where(depth > _NEAREST, location, -1)

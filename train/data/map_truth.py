@@ -95,7 +95,7 @@ class VectorMap:
         shapes = shapely.transform(self._shapes[found], lambda points: (points - world_T_ego[:2, 3]) @ turn)
         shapes, kinds = shapely.intersection(shapes, patch), self._kinds[found]
         inner = shapely.box(*(_MARGIN - half), *(half - _MARGIN))
-        contours = [shapely.intersection(ring, inner) for ring in _contours(shapes[kinds == 2])]
+        contours = [shapely.intersection(ring, inner) for ring in road_contours(shapes[kinds == 2])]
         by_class = (
             _merged(shapes[kinds == 0]),
             [shapely.geometry.polygon.orient(polygon).exterior for polygon in _parts(shapes[kinds == 1], "Polygon")],
@@ -156,8 +156,8 @@ def _one_where_parallel(polygons):
     return _parts([shapely.union_all(polygons[group == index]) for index in range(number)], "Polygon")
 
 
-def _contours(polygons):
-    """Rings of the union of polygons, the union on the right of each."""
+def road_contours(polygons):
+    """Yields the rings of the union of polygons, the union on the right of each."""
     style = dict(join_style="mitre", mitre_limit=10.0)
     closed = shapely.buffer(shapely.buffer(shapely.union_all(polygons), _GAP / 2, **style), -_GAP / 2, **style)
     for polygon in _parts([closed], "Polygon"):

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from rigfuse.modules import polylines
+from rigfuse.modules.projection import project
 from rigfuse.modules.rig import nuscenes_like_rig
 from rigfuse.modules.sparse_drive import anchors, boxes, lines
-from rigfuse.modules.sparse_drive.deformable import Views, project
+from rigfuse.modules.sparse_drive.deformable import Views
 from rigfuse.modules.sparse_drive.motion import EgoConfig, turned
 from rigfuse.modules.sparse_drive.results import ResultConfig, plans_meet_agents
 
@@ -82,10 +83,10 @@ def test_points_are_seen_where_the_rig_says():
     point = torch.tensor([20.0, 3.0, 1.0])
     u, v, depth, _ = (rig["CAM_FRONT"].image_T_ego @ torch.tensor([20.0, 3, 1, 1], dtype=torch.float64)).tolist()
     expected = torch.tensor([(u / depth + 0.5) / 1600, (v / depth + 0.5) / 900])
-    seen = project(point.view(1, 1, 1, 3), views)[0, 0, 0]
+    seen = project(point.view(1, 1, 1, 3), views.projection, views.image_size)[0, 0, 0]
     torch.testing.assert_close(seen[0], expected)
     assert (seen[rig.index("CAM_BACK")] == -1).all()
-    corners = project(point.view(1, 1, 1, 3), views, half_pixel=False)[0, 0, 0]
+    corners = project(point.view(1, 1, 1, 3), views.projection, views.image_size, half_pixel=False)[0, 0, 0]
     torch.testing.assert_close(seen[0] - corners[0], torch.tensor([0.5 / 1600, 0.5 / 900]), atol=1e-6, rtol=0)
 
 
