@@ -21,6 +21,7 @@ from ..kernels.multi_depth_warp.api import ARGUMENTS as MULTI_DEPTH_WARP
 from ..kernels.multi_depth_warp.api import BEV_ARGUMENTS as BEV_WARP
 from ..kernels.runtime.arguments import Arguments
 from ..kernels.trajectory_importance.api import ARGUMENTS as TRAJECTORY_IMPORTANCE
+from ..kernels.window_attention.api import ARGUMENTS as WINDOW_ATTENTION
 from ..kernels.window_bias_attention.api import ARGUMENTS as WINDOW_BIAS_ATTENTION
 
 Sizes = Mapping[str, Any]
@@ -119,7 +120,7 @@ def _cross_camera_attention(new, queries, length_q, heads, dim, blocks, length_k
     )
 
 
-def _window_bias_attention(new, batch, length, heads, dim, maps):
+def _window_attention(new, batch, length, heads, dim, maps):
     """Centres on the maps, round them and, every fifth, nowhere."""
     maps = tuple(TokenMap(*token_map) for token_map in maps)
     keys = sum(token_map.height * token_map.width for token_map in maps)
@@ -131,10 +132,15 @@ def _window_bias_attention(new, batch, length, heads, dim, maps):
         key=new.normal(batch, keys, heads, dim),
         value=new.normal(batch, keys, heads, dim),
         centers=centers,
-        weights=new.normal(batch, length, len(maps), dtype=new.geometry),
-        bias_scale=torch.tensor(2.5, dtype=new.geometry, device=new.device),
         maps=maps,
     )
+
+
+def _window_bias_attention(new, batch, length, heads, dim, maps):
+    arguments = _window_attention(new, batch, length, heads, dim, maps)
+    weights = new.normal(batch, length, len(maps), dtype=new.geometry)
+    bias_scale = torch.tensor(2.5, dtype=new.geometry, device=new.device)
+    return {**arguments, "weights": weights, "bias_scale": bias_scale}
 
 
 def _bias_softmax(new, shape, bias_shape):
@@ -184,6 +190,7 @@ _WARP = dict(sources=2, targets=2, channels=17, source=(7, 13), size=(5, 7), dep
 _BEV = dict(sources=3, targets=2, channels=17, source=(7, 13), size=(5, 9))
 _ATTENTION = dict(queries=2, length_q=18, heads=2, dim=24, blocks=3, length_k=19, entries=3)
 _WINDOW = dict(batch=2, length=19, heads=2, dim=16, maps=((9, 11, 5), (5, 7, 4), (3, 2, 8)))
+_WINDOWS = dict(batch=2, length=6, heads=2, dim=24, maps=((5, 7, 5), (3, 2, 8)))
 _SOFTMAX = dict(shape=(2, 3, 5, 37), bias_shape=(2, 1, 5, 37))
 _FUSION = dict(images=4, channels=19, size=(5, 7))
 _AGGREGATION = dict(batch=2, anchors=3, points=3, cameras=2, channels=12, groups=3, sizes=((2, 3), (1, 2)))
@@ -213,6 +220,12 @@ EXAMPLES = {
         tiny=dict(queries=2, length_q=3, heads=2, dim=16, blocks=3, length_k=2, entries=3),
         other=dict(queries=2, length_q=11, heads=2, dim=24, blocks=5, length_k=7, entries=2),
         empty=(dict(queries=0), dict(length_q=0), dict(heads=0), dict(blocks=0), dict(entries=0)),
+    ),
+    "window_attention": Example(
+        kernels.window_attention, WINDOW_ATTENTION, _window_attention, _WINDOWS,
+        tiny={**_WINDOWS, "length": 3, "dim": 16, "maps": ((3, 4, 3), (1, 2, 8))},
+        other={**_WINDOWS, "batch": 1, "length": 4},
+        empty=(dict(batch=0), dict(length=0), dict(heads=0)),
     ),
     "window_bias_attention": Example(
         kernels.window_bias_attention, WINDOW_BIAS_ATTENTION, _window_bias_attention, _WINDOW,

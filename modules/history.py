@@ -1,7 +1,7 @@
 """What the rig saw a moment ago: feature maps, which cameras were there, and the geometry."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,6 +74,10 @@ class HistoryQueue:
     def clear(self) -> None:
         """Forgets everything."""
         self._frames.clear()
+
+    def fill(self, frames: Iterable[HistoryFrame]) -> None:
+        """Holds these moments, newest first, and no other."""
+        self._frames = deque(frames, maxlen=self.length)
 
     def fork(self) -> "HistoryQueue":
         """A queue with the same moments, which goes on by itself. Nothing is copied: nothing stored is written to."""

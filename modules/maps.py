@@ -39,10 +39,21 @@ class _Put(torch.autograd.Function):
         return grad, None, None, grad[ctx.saved_tensors].to(ctx.dtype)
 
 
+def wanted_maps(missing: torch.Tensor, every: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample and camera of the maps that are missing (B, V), in order; or of every one, which makes shapes that do not
+    hang on values."""
+    if not every:
+        return missing.nonzero().unbind(1)
+    index = torch.arange(missing.numel(), device=missing.device)
+    return index // missing.shape[1], index % missing.shape[1]
+
+
 def replace_maps(
     features: torch.Tensor,
     index: tuple[torch.Tensor, torch.Tensor],
     function: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    only: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Replaces the maps at `index` by `function` of them; the others return bit for bit.
 
@@ -52,6 +63,10 @@ def replace_maps(
         features: (B, V, C, H, W); gets gradients.
         index: sample and camera of each map, (Nq,) each, no pair twice.
         function: (Nq, C, H, W) → (Nq, C, H, W).
+        only: (B, V) bool. With it `index` is that of every map, and `function` sees all of them; these are replaced.
     """
+    if only is not None:
+        replaced = function(features.flatten(0, 1)).unflatten(0, only.shape)
+        return torch.where(only[:, :, None, None, None], replaced.to(features.dtype), features)
     maps, rest = _Take.apply(features, *index)
     return _Put.apply(rest, *index, function(maps))

@@ -72,7 +72,7 @@ def spread_lines(count: int, points: int, sides: tuple[float, float]) -> torch.T
     index = torch.arange(count)
     x = ((index % columns + 0.5) / columns - 0.5) * sides[0]
     y = ((index // columns + 0.5) / rows - 0.5) * sides[1]
-    along = torch.linspace(-0.25, 0.25, points)
+    along = 0.5 * torch.arange(points) / (points - 1) - 0.25
     crosses = (index % 2 == 1)[:, None]
     line_x = x[:, None] + ~crosses * along * sides[0]
     line_y = y[:, None] + crosses * along * sides[1]

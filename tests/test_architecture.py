@@ -58,6 +58,33 @@ def test_a_wrong_import_would_be_seen(tmp_path, monkeypatch):
     assert imported_layers(file) == {"modules", "train", "kernels"}
 
 
+def test_what_may_be_missing_is_asked_for_before_it_is_imported():
+    """`import` at the top of a file takes PyTorch, NumPy and what a package round it `require`s, or asks `optional`."""
+    unasked = {}
+    for path in FILES:
+        if path.relative_to(ROOT).parts[0] in ("modules", "train"):
+            known = {"torch", "numpy", "rigfuse", *sys.stdlib_module_names} | required(path)
+            nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+            plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+            plain |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+            unknown = {name.split(".")[0] for name in plain} - known
+            unasked |= {str(path.relative_to(ROOT)): unknown} if unknown else {}
+    assert not unasked
+
+
+def required(path: Path) -> set[str]:
+    """What the packages round a file `require`."""
+    packages = [folder / "__init__.py" for folder in path.parents if folder.is_relative_to(ROOT)]
+    calls = [
+        node
+        for package in packages
+        if package.exists()
+        for node in ast.walk(ast.parse(package.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "require"
+    ]
+    return {argument.value for call in calls for argument in call.args[1:]}
+
+
 # ---- systems
 
 

@@ -19,7 +19,7 @@ import ast
 import json
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -57,6 +57,7 @@ class ScheduleConfig:
 
     kind: Literal["cosine", "multistep", "cyclic", "constant"] = "cosine"
     warmup_steps: Whole = 500  # as many samples as these steps have when the run begins; cyclic has no warm-up
+    warmup_epochs: NonNegative = 0.0  # the warm-up is no longer than this; 0 = however long it is
     warmup_factor: Share = 0.1  # of lr, at the first step
     final_factor: Share = 0.0  # of lr, where the cosine or the cycle ends
     milestones: tuple[Share, ...] = (0.65, 0.9)  # multistep: fractions of the run …
@@ -140,6 +141,13 @@ class Experiment:
 
     def watch(self, model, batch, output, step: int, folder: Path) -> None:
         """Looks at what a step has seen and said, on the first rank; a task may draw it into the run's folder."""
+
+    def approve(self, model) -> None:
+        """Raises TrainingError where this network must not be trained as it is, before anything is written."""
+
+    def lines(self, figures: Mapping[str, float]) -> list[str]:
+        """What the log says beside the figures of each record of training, in lines."""
+        return []
 
     def remarks(self, model) -> list[str]:
         """What is odd about the network as it begins to train, in lines that the log shows."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from . import checkpoint
 from .average import WeightAverage
 from .checkpoint import CheckpointError
-from .config import diff, to_dict
+from .config import ScheduleConfig, diff, to_dict
 from .optim import load_moments, moments
+from .order import EpochBatches
 from .progress import Progress
 
 
@@ -32,6 +33,12 @@ def state_of(trainer) -> dict:
         data=dict(items=trainer.batches.length, per_step=trainer.batches.per_step),
         config=to_dict(trainer.experiment),
     )
+
+
+def warmup_samples(schedule: ScheduleConfig, batches: EpochBatches) -> int:
+    """How many samples the warm-up lasts."""
+    samples = schedule.warmup_steps * batches.per_step
+    return min(samples, round(schedule.warmup_epochs * batches.length)) if schedule.warmup_epochs else samples
 
 
 def take_over(trainer, path: str | Path) -> list[str]:
@@ -85,8 +92,8 @@ def _adapt(trainer, path, progress, data, changed) -> list[str]:
         progress.samples = batches.length  # none of it is left, however the steps are cut
     if per_step != batches.per_step:
         lines.append(f"a step has {batches.per_step} samples over all ranks, it had {per_step}")
-    if "schedule.warmup_steps" in settings:
-        progress.warmup_samples = experiment.schedule.warmup_steps * batches.per_step
+    if settings.keys() & {"schedule.warmup_steps", "schedule.warmup_epochs"}:
+        progress.warmup_samples = warmup_samples(experiment.schedule, batches)
     if settings.keys() & {"metric", "metric_mode"}:
         progress.best = progress.best_step = None
         lines.append(f"the best checkpoint is looked for anew: {experiment.metric}, {experiment.metric_mode}")

@@ -30,7 +30,7 @@ from .log import Meter, RunLog, as_time, peak_memory
 from .optim import FreezeSchedule, Schedule, build_optimizer, learning_rate, set_training
 from .order import seed_step
 from .progress import Progress
-from .resume import state_of, take_over
+from .resume import state_of, take_over, warmup_samples
 
 __all__ = ["Trainer", "TrainingError"]
 
@@ -78,7 +78,7 @@ class Trainer:
         self.schedule = Schedule(self.optimizer, experiment.schedule)
         self.amp = getattr(torch, self.run.amp)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp == torch.float16)
-        self.progress.warmup_samples = experiment.schedule.warmup_steps * self.batches.per_step
+        self.progress.warmup_samples = warmup_samples(experiment.schedule, self.batches)
         if resume is not None:
             self._resume(Path(resume))
         self.total = self.progress.total_steps(self.batches, self.run.epochs)
@@ -87,8 +87,10 @@ class Trainer:
         self._prepare_network()
 
     def fit(self) -> dict[str, float]:
-        """Trains to the end and returns the last evaluation's figures. SystemExit(143) after a SIGTERM, once saved."""
+        """Trains to the end and returns the last evaluation's figures. SystemExit(143) after a SIGTERM, once saved;
+        TrainingError where the experiment does not approve of the network."""
         progress, figures, began = self.progress, {}, time.monotonic()
+        self.experiment.approve(self.model)
         if self.run.ema and self.average is None:
             self.average = WeightAverage(self.model, self.run.ema)
         on_first_rank(self._open)
@@ -311,6 +313,8 @@ class Trainer:
         figures |= {"grad_norm": norm.item(), "skipped": self.progress.skipped, "speed/it_per_s": rate}
         figures |= {"memory/peak_mib": peak_memory(self.world.device), "bad_files": len(self.bad_files)}
         self.log.record(self.progress.step, self.progress.epoch, figures)
+        for line in self.experiment.lines(figures):
+            self.log.say(line)
 
     def _finish(self, figures, seconds):
         """The result, for a person and for a program."""

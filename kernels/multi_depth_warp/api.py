@@ -3,7 +3,7 @@
 import torch
 
 from ..runtime.arguments import Argument, Arguments, any_float, geometry, index
-from ..runtime.checks import check_indices, check_number, check_size
+from ..runtime.checks import check_dense, check_indices, check_number, check_size
 from . import ops
 
 MODES = ("bilinear", "nearest")
@@ -130,8 +130,9 @@ def bev_warp(
 
 
 def _output_size(name, output_size, features):
+    check_dense(name, "features", features)  # before its shape is read
     if output_size is None:
-        return tuple(features.shape[2:]) if isinstance(features, torch.Tensor) and features.ndim == 4 else (0, 0)
+        return tuple(features.shape[2:]) if features.ndim == 4 else (0, 0)
     return check_size(name, "output_size", output_size)
 
 

@@ -12,7 +12,7 @@ def register(arguments: Arguments) -> Operation:
     return Operation(
         arguments, __package__, settings="SymInt height, SymInt width, bool nearest, float min_depth",
         results=("warped", "coverage"), public=2, saved=list(arguments.arguments), absent=("depths",),
-        fake_forward=_fake_forward, fake_backward=_fake_backward,
+        fake_forward=_fake_forward, fake_backward=_fake_backward, by_hand=("torch", "triton"),
     )  # fmt: skip
 
 

@@ -16,12 +16,13 @@ from ..detection.batch import DetectionInput
 from ..detection.boxes import Detections, Predictions, decode
 from ..detection.denoising import Denoising, make_denoising
 from ..detection.losses import detection_losses
+from ..grid_mask import grid_mask
 from ..lidar.second import SECOND, LidarConfig, SECONDNeck, SparseMiddleEncoder
 from ..lidar.voxels import VoxelEncoder
 from ..maps_layout import MapLayout
 from ..operations import OperationModule
 from ..rig import NUSCENES_CAMERAS
-from ..settings import Count, Range, Whole
+from ..settings import Count, Range, Share, Whole
 from .aqr import (
     GENERATIONS,
     AQRConfig,
@@ -50,6 +51,7 @@ class DetectorConfig:
     box_code: BoxCode = "metric"  # see `TaskHeads`
     prior: Annotated[float, Range(above=0, below=1)] = 0.01  # score of every class before training
     denoising_groups: Whole = 10  # copies of each box among the denoising queries; 0 = no denoising
+    grid_mask: Share = 0.0  # share of the training steps in which squares of the images are blanked, see `grid_mask`
     camera: BackboneConfig = field(default_factory=BackboneConfig)
     lidar: LidarConfig = field(default_factory=LidarConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -90,6 +92,7 @@ class DetectorConfig:
             aqr_weight_generator=weights,
             attention_bias_generator=bias,
             denoising_groups=self.denoising_groups,
+            grid_mask=self.grid_mask,
         )
         detector.backend = backend
         return detector.to(memory_format=torch.channels_last)  # that of the maps, and so of the weights' gradients
@@ -172,6 +175,7 @@ class CmtAqr(OperationModule):
         generation: of AQR, one of `GENERATIONS`.
         aqr_weight_generator, attention_bias_generator: None with generation "none".
         denoising_groups: see `make_denoising`; 0 = no denoising.
+        grid_mask: chance, in training, that `grid_mask` blanks a part of the images.
     """
 
     def __init__(
@@ -192,6 +196,7 @@ class CmtAqr(OperationModule):
         aqr_weight_generator: AQRWeightGenerator | None = None,
         attention_bias_generator: AttentionBiasGenerator | None = None,
         denoising_groups: int,
+        grid_mask: float = 0.0,
     ):
         super().__init__()
         if generation not in GENERATIONS:
@@ -202,7 +207,7 @@ class CmtAqr(OperationModule):
             raise ValueError(f"CmtAqr: generation is {generation!r}, needs {needed}")
         if queries < 1:
             raise ValueError(f"CmtAqr: queries is {queries}, needs at least 1")
-        self.generation, self.denoising_groups = generation, denoising_groups
+        self.generation, self.denoising_groups, self.grid_mask = generation, denoising_groups, grid_mask
         self.img_backbone, self.img_neck = img_backbone, img_neck
         self.pts_voxel_encoder, self.pts_middle_encoder = pts_voxel_encoder, pts_middle_encoder
         self.pts_backbone, self.pts_neck, self.shared_conv = pts_backbone, pts_neck, shared_conv
@@ -252,7 +257,10 @@ class CmtAqr(OperationModule):
 
     def camera_maps(self, images: torch.Tensor) -> torch.Tensor:
         """Turns images (B, V, 3, H, W), normalised, into maps (B, V, C, h, w) in channels_last memory format."""
-        maps = self.img_backbone(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        flat = images.flatten(0, 1)
+        if self.training and self.grid_mask:
+            flat = grid_mask(flat, self.grid_mask)
+        maps = self.img_backbone(flat.contiguous(memory_format=torch.channels_last))
         maps = self.img_neck(maps)[0].unflatten(0, images.shape[:2])
         if maps.shape[-2:] != self.layout.view_shape:
             got = f"images has shape {tuple(images.shape)}, which makes maps of {tuple(maps.shape[-2:])}"

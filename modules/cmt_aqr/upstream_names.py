@@ -121,7 +121,7 @@ def _middle_encoder(name, tensor):
 
 def _kernel(tensor):
     """spconv's weight of a convolution, of version 2 (out, z, y, x, in) or 1 (z, y, x, in, out) → (z·y·x, in, out)."""
-    if tensor.shape[1] == tensor.shape[0] or tensor.shape[0] > 3:  # kernels have at most 3 cells along an axis
+    if tensor.shape[0] > 3:  # kernels have at most 3 cells along an axis
         tensor = tensor.movedim(0, -1)
     return tensor.flatten(0, 2)
 

@@ -16,7 +16,7 @@ from ..attention import check_heads
 from ..backbones import PyramidConfig, ResNetFPN
 from ..camera_dropout import DropoutConfig, RandCamMask
 from ..history import HistoryQueue, PyramidHistory
-from ..maps import replace_maps
+from ..maps import replace_maps, wanted_maps
 from ..operations import OperationModule
 from ..rig import RigFrame
 from ..settings import Count
@@ -205,6 +205,7 @@ class CompletionCascade(OperationModule):
         *,
         trajectory: torch.Tensor | None = None,
         teacher: list[torch.Tensor] | None = None,
+        every: bool = False,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None, dict[str, torch.Tensor]]:
         """Runs the three stages on features.
 
@@ -216,48 +217,51 @@ class CompletionCascade(OperationModule):
                 Needed with stage 1.
             trajectory: (B, F, 2) metres in the present ego frame.
             teacher: the VAE's target.
+            every: works on the maps of every camera and keeps those of the missing ones, so that no shape hangs on a
+                value, see `StreamingCompletion`.
 
         Returns:
             features, the trajectory's importance on each scale or None, and the VAE's losses.
         """
         if self.fusion is not None:
-            return self._side_by_side(original, missing, frame, history, trajectory, teacher)
-        features, helped = self._stage_1(original, missing, frame, history)
+            return self._side_by_side(original, missing, frame, history, trajectory, teacher, every)
+        features, helped = self._stage_1(original, missing, frame, history, every)
         losses, importance = {}, None
         if self.vae is not None and (self.training or self.vae_at_inference):
             replace = missing & ~helped.any(dim=1, keepdim=True)
             features, losses = self.vae(features, replace, teacher if self.training else None)
         if self.planning is not None:
-            features, importance = self.planning(features, missing, frame, trajectory)
+            features, importance = self.planning(features, missing, frame, trajectory, every=every)
         return features, importance, losses
 
-    def _stage_1(self, original, missing, frame, history):
+    def _stage_1(self, original, missing, frame, history, every):
         """The features of every scale after stage 1, and who was helped by it."""
         features, helped = original, torch.zeros_like(missing)
         if self.temporal is not None:
-            features, helped = self.temporal.complete(self.for_temporal(original), missing, frame, history)
+            features, helped = self.temporal.complete(self.for_temporal(original), missing, frame, history, every=every)
             if not self.temporal.every_scale:
                 scale = self.temporal_scale
                 features = [*original[:scale], features, *original[scale + 1 :]]
         return features, helped
 
-    def _side_by_side(self, original, missing, frame, history, trajectory, teacher):
+    def _side_by_side(self, original, missing, frame, history, trajectory, teacher, every):
         """`complete`, the stages not one after another but each on what came in."""
         branches, importance, losses = [], None, {}
         if self.temporal is not None:
-            branches.append(self._stage_1(original, missing, frame, history)[0])
+            branches.append(self._stage_1(original, missing, frame, history, every)[0])
         if self.vae is not None:
             rebuilt, losses = self.vae(original, missing, teacher if self.training else None)
             branches.append(rebuilt)
         if self.planning is not None:
-            guided, importance = self.planning(original, missing, frame, trajectory)
+            guided, importance = self.planning(original, missing, frame, trajectory, every=every)
             branches.append(guided)
-        if not missing.any():
+        if not every and not missing.any():
             return original, importance, losses
-        index, features = missing.nonzero().unbind(1), []
+        index, features = wanted_maps(missing, every), []
         for x, fusion, *completions in zip(original, self.fusion, *branches):
             joined = fusion([completion[index] for completion in completions])
-            features.append(replace_maps(x, index, lambda _, joined=joined: joined))
+            only = missing if every else None
+            features.append(replace_maps(x, index, lambda _, joined=joined: joined, only=only))
         return features, importance, losses
 
     def guidance(self, frames: Sequence[RigFrame], driven: torch.Tensor | None = None) -> torch.Tensor | None:

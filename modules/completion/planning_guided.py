@@ -10,7 +10,7 @@ from torch import nn
 from ...kernels import gated_fusion, trajectory_importance
 from ...kernels.runtime.nvtx import annotate
 from ..attention import CameraAttention
-from ..maps import replace_maps
+from ..maps import replace_maps, wanted_maps
 from ..operations import OperationModule
 from ..rig import NUSCENES_CAMERAS, RigFrame
 from ..settings import Count, Positive
@@ -73,11 +73,16 @@ class CrossCameraAttention(OperationModule):
         self._table = Topology.named(config.topology, cameras).table(cameras)
         self.backend = backend
 
-    def forward(self, features: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
-        """Returns what the missing cameras borrow, (Nq, C, H, W), rows in the order of `missing.nonzero()`, for
-        features (B, V, C, H, W) and missing (B, V) bool."""
+    def forward(
+        self,
+        features: torch.Tensor,
+        missing: torch.Tensor,
+        index: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Returns what the cameras at `index`, sample and camera (Nq,) each, borrow, (Nq, C, H, W), for features
+        (B, V, C, H, W) and missing (B, V) bool. None = the missing ones, in the order of `missing.nonzero()`."""
         cameras = features.shape[1]
-        sample, camera = missing.nonzero().unbind(1)
+        sample, camera = wanted_maps(missing) if index is None else index
         listed = self._table.to(missing.device)[camera]  # (Nq, K)
         present = (listed >= 0) & ~missing[sample[:, None], listed.clamp(min=0)]
         block_table = torch.where(present, sample[:, None] * cameras + listed, -1)
@@ -123,14 +128,20 @@ class ScaleCompletion(OperationModule):
         self.backend = backend
 
     def forward(
-        self, features: torch.Tensor, missing: torch.Tensor, trajectory: torch.Tensor | None, frame: RigFrame
+        self,
+        features: torch.Tensor,
+        missing: torch.Tensor,
+        trajectory: torch.Tensor | None,
+        frame: RigFrame,
+        *,
+        every: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Completes the missing cameras' maps of features (B, V, C, H, W), missing (B, V) bool; returns them, and the
-        importance (B, V, H, W) of the trajectory (B, T, 2), metres, or None without one."""
-        index = missing.nonzero().unbind(1)
+        importance (B, V, H, W) of the trajectory (B, T, 2), metres, or None without one. `every` works on all maps."""
+        index = wanted_maps(missing, every)
         importance = self._importance(features, trajectory, frame)
-        completed = replace_maps(features, index, lambda maps: self._complete(maps, features, missing, importance))
-        return completed, importance
+        run = lambda maps: self._complete(maps, features, missing, importance, index)  # noqa: E731
+        return replace_maps(features, index, run, only=missing if every else None), importance
 
     def _importance(self, features, trajectory, frame):
         """The importance of the trajectory for each cell, (B, V, H, W), or None without one."""
@@ -143,12 +154,12 @@ class ScaleCompletion(OperationModule):
         importance = trajectory_importance(points, valid, size, sigma=self.sigma, backend=self.backend)
         return importance.unflatten(0, features.shape[:2])
 
-    def _complete(self, original, features, missing, importance):
-        """The maps (Nq, C, H, W) of the missing cameras, completed."""
-        borrowed = original + self.attention(features, missing)
+    def _complete(self, original, features, missing, importance, index):
+        """The maps (Nq, C, H, W) of the cameras at `index`, completed."""
+        borrowed = original + self.attention(features, missing, index)
         coarse = borrowed + self.coarse(borrowed)
         fine = None if importance is None else borrowed + self.fine(borrowed)
-        on_missing = None if importance is None else importance[missing][:, None]
+        on_missing = None if importance is None else importance[index][:, None]
         gate_logits = self.gate(torch.cat([original, coarse], dim=1))
         return gated_fusion(original, coarse, gate_logits, fine=fine, importance=on_missing, backend=self.backend)
 
@@ -187,6 +198,8 @@ class PlanningGuidedCompletion(OperationModule):
         missing: torch.Tensor,
         frame: RigFrame,
         trajectory: torch.Tensor | None = None,
+        *,
+        every: bool = False,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         """Completes the missing cameras' maps of every scale.
 
@@ -195,13 +208,14 @@ class PlanningGuidedCompletion(OperationModule):
             missing: (B, V) bool.
             frame: the rig at this moment.
             trajectory: (B, T, 2) metres in the ego frame; None = there is none.
+            every: works on the maps of every camera and keeps those of the missing ones, as a fixed graph needs.
 
         Returns:
             the features, and the importance maps (B, V, H, W) of each scale or None without a trajectory.
         """
-        if not missing.any():
+        if not every and not missing.any():
             return features, None
         with annotate("planning_guided_completion"):
-            pairs = [scale(x, missing, trajectory, frame) for scale, x in zip(self.scales, features)]
+            pairs = [scale(x, missing, trajectory, frame, every=every) for scale, x in zip(self.scales, features)]
         completed, importance = (list(column) for column in zip(*pairs))
         return completed, importance if trajectory is not None else None

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..history import HistoryFrame
+from ..maps import wanted_maps
 from ..rig import RigFrame, cell_T_image
 
 FAR_GROUND = 60.0  # metres; ground that is further away looks like what stands on it
@@ -24,6 +25,19 @@ class Sources:
     age: torch.Tensor  # (N, K) seconds
     target: torch.Tensor  # (N, 4, 4) image_T_ego of each missing map
     source_T_target: torch.Tensor  # (N, K, 4, 4), from the missing map's image to the source's, both in pixels
+    every: bool = False  # whether they are those of a graph of fixed shapes, in which all maps are worked on
+
+    @property
+    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and column of each place of `index` that names a map, or with `every` of all places."""
+        return wanted_maps(self.index >= 0, self.every)
+
+    def by_moment(self, maps: int) -> list[tuple[int, torch.Tensor]]:
+        """The moments that `maps` names, ascending, and which of the B·V maps of each."""
+        if self.every:
+            return [(step, torch.arange(maps)) for step in range(len(self.maps) // maps)]
+        moment, place = self.maps // maps, self.maps % maps
+        return [(step, place[moment == step]) for step in moment.unique().tolist()]
 
     @property
     def kind(self) -> torch.Tensor:
@@ -32,13 +46,19 @@ class Sources:
 
 
 def list_sources(
-    missing: torch.Tensor, frame: RigFrame, past: Sequence[HistoryFrame], table: torch.Tensor, moments: int
+    missing: torch.Tensor,
+    frame: RigFrame,
+    past: Sequence[HistoryFrame],
+    table: torch.Tensor,
+    moments: int,
+    *,
+    every: bool = False,
 ) -> Sources:
     """Lists for each missing map the newest `moments` maps of every camera that `table` (V, W; −1 padded) names, and
     the present map of those that are not missing. Past maps count where they are `available`; missing (B, V) is on the
-    CPU."""
+    CPU. `every` lists them for the present maps too, and every map that there is, so that no shape hangs on a value."""
     batch, views = missing.shape
-    sample, camera = missing.nonzero().unbind(1)
+    sample, camera = wanted_maps(missing, every)
     wanted = table[camera]  # (N, W)
     listed, named = wanted >= 0, wanted.clamp(min=0)
     there = torch.stack([~missing, *(then.available for then in past)])  # (T + 1, B, V)
@@ -52,8 +72,8 @@ def list_sources(
     used, of = moment >= 0, wanted.clamp(min=0).repeat(1, len(slots))
 
     which = (moment.clamp(min=0) * batch + sample[:, None]) * views + of
-    maps = which[used].unique()
-    index = torch.where(used, torch.searchsorted(maps, which), -1)
+    maps = torch.arange((len(past) + 1) * batch * views) if every else which[used].unique()
+    index = torch.where(used, which if every else torch.searchsorted(maps, which), -1)
 
     frames = [frame, *(then.frame for then in past)]
     at = moment.clamp(min=0), sample[:, None].expand_as(moment)
@@ -64,7 +84,8 @@ def list_sources(
     target = image_T_ego[0, sample, camera]
     then_T_now = torch.linalg.solve(world_T_ego[at], world_T_ego[0, sample][:, None])
     between = image_T_ego[(*at, of)] @ then_T_now @ torch.linalg.inv(target)[:, None]
-    return Sources(sample, camera, index, maps, of, time[0, sample][:, None] - time[at], target, between)
+    age = time[0, sample][:, None] - time[at]
+    return Sources(sample, camera, index, maps, of, age, target, between, every)
 
 
 @dataclass(frozen=True, eq=False)

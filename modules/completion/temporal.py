@@ -14,7 +14,7 @@ from ...kernels import gated_fusion, multi_depth_warp
 from ...kernels.runtime.nvtx import annotate
 from ..attention import CameraAttention
 from ..history import HistoryFrame, HistoryQueue
-from ..maps import replace_maps
+from ..maps import replace_maps, wanted_maps
 from ..rig import NUSCENES_CAMERAS, RigFrame, relative_projection
 from ..topology import Topology
 from .stage import TemporalConfig, TemporalStage, make_decoder
@@ -32,6 +32,24 @@ class AttentionPlan:
     def targets(self) -> torch.Tensor:
         """The maps that something is warped to, ascending."""
         return torch.cat(self.maps).unique()
+
+    def own_past(self, cameras: int) -> "_OwnPast":
+        """What collects each missing camera's newest map of the warped ones."""
+        return _OwnPast(self.queries, cameras)
+
+
+@dataclass(frozen=True)
+class FullPlan(AttentionPlan):
+    """The plan in which every map is completed from every history frame, its shapes known from those of the batch."""
+
+    own: torch.Tensor  # (T, B·V) bool, each map's newest moment among those that help
+
+    @property
+    def targets(self) -> torch.Tensor:
+        return self.maps[0]
+
+    def own_past(self, cameras: int) -> "_OwnPastOfAll":
+        return _OwnPastOfAll(list(self.own))
 
 
 def plan_attention(missing: torch.Tensor, frames: list[HistoryFrame], table: torch.Tensor) -> AttentionPlan:
@@ -53,6 +71,22 @@ def plan_attention(missing: torch.Tensor, frames: list[HistoryFrame], table: tor
     block_table = torch.cat(blocks, dim=1) if blocks else queries.new_full((len(queries), 0), -1)
     helped = (block_table >= 0).any(dim=1)
     return AttentionPlan(queries[helped], maps, block_table[helped])
+
+
+def plan_all(missing: torch.Tensor, frames: list[HistoryFrame], table: torch.Tensor, helpful: torch.Tensor) -> FullPlan:
+    """The plan of `plan_attention` with a query for each map, the present ones too; `helpful` (B, V) are the cameras
+    that a missing one attends to. Needs a history frame."""
+    sample, camera = wanted_maps(missing, every=True)
+    every, wanted, blocks, own = sample * missing.shape[1] + camera, table[camera], [], []
+    found = torch.zeros_like(missing)
+    for step, frame in enumerate(frames):
+        listed = (wanted >= 0) & frame.available[sample[:, None], wanted.clamp(min=0)]
+        index = sample[:, None] * missing.shape[1] + wanted
+        blocks.append(torch.where(listed, step * missing.numel() + index, -1))
+        own.append(frame.available & helpful & ~found)
+        found = found | own[-1]
+    queries = torch.stack([sample, camera], dim=1)
+    return FullPlan(queries, [every] * len(frames), torch.cat(blocks, dim=1), torch.stack(own).flatten(1))
 
 
 class MotionCompensatedTemporalCompletion(TemporalStage):
@@ -106,9 +140,18 @@ class MotionCompensatedTemporalCompletion(TemporalStage):
         self.backend = backend
 
     def complete(
-        self, features: torch.Tensor, missing: torch.Tensor, frame: RigFrame, history: HistoryQueue
+        self,
+        features: torch.Tensor,
+        missing: torch.Tensor,
+        frame: RigFrame,
+        history: HistoryQueue,
+        *,
+        every: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Completes the missing cameras from a history, which forgets what cannot be the past of `frame`.
+
+        With `every` all maps are worked on and those of the missing cameras kept, so that no shape hangs on a value;
+        the history must be that of `frame` already.
 
         Returns the features as `forward` does, and which cameras were completed, (B, V) bool: the missing ones that
         some history could help.
@@ -118,6 +161,8 @@ class MotionCompensatedTemporalCompletion(TemporalStage):
             return features, helped
         self._validate(features, missing, frame)
         with annotate("temporal_completion"):
+            if every:
+                return self._complete_all(features, missing, frame, history.frames)
             history.prepare(frame, features)
             past = history.frames
             plan = plan_attention(missing, past, self._table)
@@ -129,6 +174,14 @@ class MotionCompensatedTemporalCompletion(TemporalStage):
                 completed = replace_maps(features, index, run)
                 helped[index] = True
         return completed, helped
+
+    def _complete_all(self, features, missing, frame, past):
+        """`complete` with a query for each map."""
+        plan = plan_all(missing.cpu(), past, self._table, self.helpful(missing.cpu()))
+        helped = missing & (plan.block_table >= 0).any(dim=1).view_as(missing).to(missing.device)
+        index, steered = plan.queries.to(features.device).unbind(1), self._steer(features, plan)
+        run = lambda maps: self._complete(maps, index[1], frame, past, plan, steered)  # noqa: E731
+        return replace_maps(features, index, run, only=helped), helped
 
     def _steer(self, features, plan):
         """What the target cells say of the warp: depth weights (Nu, D, H, W) and offsets (Nu, 1, H, W, 2) in cells, of
@@ -161,7 +214,7 @@ class MotionCompensatedTemporalCompletion(TemporalStage):
 
     def _warped_keys(self, frame, past, plan, steered):
         """Warps what the plan lists, each history frame in one call, the newest first."""
-        maps, camera, age, covered, own_past = [], [], [], [], _OwnPast(plan.queries, len(self.cameras))
+        maps, camera, age, covered, own_past = [], [], [], [], plan.own_past(len(self.cameras))
         for then, listed in zip(past, plan.maps):
             row = torch.searchsorted(plan.targets, listed).to(self.depths.device)
             warped, coverage = self._warp(then, listed, frame, *(values[row] for values in steered))
@@ -237,6 +290,17 @@ class _OwnPast:
             newest = warped[row] / coverage[row, None].clamp(min=1e-3)
             self.maps = self.maps.index_put((query,), newest)
         self._found |= fresh
+
+
+class _OwnPastOfAll:
+    """The same of a `FullPlan`, whose `own` say for each history frame whose newest map it is, (B·V,) bool each."""
+
+    def __init__(self, own: list[torch.Tensor]):
+        self._own, self.maps = own[::-1], 0.0
+
+    def take(self, warped: torch.Tensor, coverage: torch.Tensor, listed: torch.Tensor) -> None:
+        fresh = self._own.pop().to(warped.device)[:, None, None, None]
+        self.maps = torch.where(fresh, warped / coverage[:, None].clamp(min=1e-3), self.maps)
 
 
 class MotionCompensatedTemporalCompletionV2(MotionCompensatedTemporalCompletion):

@@ -17,6 +17,7 @@ from .sources import FAR_GROUND, Hypotheses, Sources, hypothesize, list_sources
 from .stage import TemporalConfig, TemporalStage, make_decoder
 
 KINDS = 3  # of sources, see `Sources.kind`
+STEEPNESS = 0.1  # of the score that a plane loses by its distance from the ground
 MOMENTUM = 0.02  # of the means of what each camera usually sees
 
 
@@ -69,6 +70,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, self.hypotheses + KINDS + 1)
         )
         self.age_score = nn.Parameter(torch.tensor(-1.0))  # for each second
+        self.steepness = STEEPNESS
         scales = range(len(self.strides))
         # What each camera usually sees, (scales · V, C, *grid): four axes, so that it can be channels_last.
         self.register_buffer("usual", torch.zeros(len(self.strides) * len(self.cameras), channels, *config.grid))
@@ -91,9 +93,18 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         self.backend = backend
 
     def complete(
-        self, features: list[torch.Tensor], missing: torch.Tensor, frame: RigFrame, history: PyramidHistory
+        self,
+        features: list[torch.Tensor],
+        missing: torch.Tensor,
+        frame: RigFrame,
+        history: PyramidHistory,
+        *,
+        every: bool = False,
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Completes the missing cameras from a history, which forgets what cannot be the past of `frame`.
+
+        With `every` all maps are worked on and those of the missing cameras kept, so that no shape hangs on a value;
+        the history must be that of `frame` already.
 
         Args:
             features: for each of `strides` (B, V, C, H, W); get gradients, through the present cameras too.
@@ -111,10 +122,11 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         with annotate("temporal_completion"):
             if self.training:
                 self._learn_usual(features, missing)
-            history.prepare(frame, features)
-            sources = list_sources(missing.cpu(), frame, history.frames, self._table, self.moments)
+            if not every:
+                history.prepare(frame, features)
+            sources = list_sources(missing.cpu(), frame, history.frames, self._table, self.moments, every=every)
             if len(sources.sample):
-                features = self._complete(features, sources, history)
+                features = self._complete(features, sources, history, missing if every else None)
         return features, missing
 
     @torch.no_grad()
@@ -130,49 +142,64 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             mean.lerp_(now, step.to(mean.dtype))
 
     def _usual(self, scale, camera, like):
-        """What the cameras (N,) usually show, of the size and dtype of `like`: (N, C, H, W)."""
-        usual = self.usual.unflatten(0, (len(self.strides), -1))[scale, camera]
-        return F.adaptive_avg_pool2d(usual, like.shape[-2:]).to(like.dtype)
+        """What the cameras at an index or slice usually show, of the size and dtype of `like`: (N, C, H, W)."""
+        usual, size = self.usual.unflatten(0, (len(self.strides), -1))[scale, camera], tuple(like.shape[-2:])
+        if usual.shape[-2:] != size:
+            usual = F.adaptive_avg_pool2d(usual, size)
+        return usual.to(like.dtype)
 
-    def _complete(self, features, sources, history):
+    def _complete(self, features, sources, history, only):
         device, completed = features[0].device, list(features)
         index = sources.sample.to(device), sources.camera.to(device)
-        camera, refined = index[1], None
-        score = self._scores(camera, features[self.coarse].shape[-2:])
+        score, refined = self._scores(index[1], features[self.coarse].shape[-2:]), None
         for scale in sorted(range(len(self.strides)), key=lambda scale: scale != self.coarse):
-            maps = self._unusual(scale, features[scale], history.queues[scale].frames, sources.maps)
-            look = _Look(maps, self.strides[scale] * history.pool, sources)
             x = features[scale]
-            with annotate("temporal_completion.warp"):
-                base = self._usual(scale, camera, x) + self._base(x, scale, camera, score, look)
-            if scale == self.coarse:
-                completion = self._refine(x[index], base, camera, score, look)
-                refined = completion - base
-            else:
-                detail = F.interpolate(refined, size=base.shape[-2:], mode="bilinear", align_corners=False)
-                completion = base + self.lift[str(scale)](torch.cat([base, detail], dim=1))
+            completion, refined = self._complete_scale(scale, x, index, score, sources, history, refined)
             fuse = lambda original, scale=scale, completion=completion: self._fuse(original, completion, scale)  # noqa: E731
-            completed[scale] = replace_maps(x, index, fuse)
+            completed[scale] = replace_maps(x, index, fuse, only=only)
         return completed
+
+    def _complete_scale(self, scale, features, index, score, sources, history, refined):
+        """The missing maps (N, C, H, W) of a scale before the gate, and what was refined at the coarse one."""
+        camera, coarse, past = index[1], scale == self.coarse, history.queues[scale].frames
+        with annotate("temporal_completion.warp"):
+            maps = self._unusual(scale, features, past, sources)
+            look = _Look(maps, self.strides[scale] * history.pool, sources)
+            base = self._base(features, scale, camera, score, look)
+            base = base + self._usual(scale, camera, base)
+            keys = self._keys(base.shape[-2:], score, look) if coarse else None
+            del maps, look  # the most that is held at once, without gradients
+        if coarse:
+            completion = self._refine(features[index], base, camera, keys)
+            return completion, completion - base if len(self.strides) > 1 else None
+        detail = F.interpolate(refined, size=base.shape[-2:], mode="bilinear", align_corners=False)
+        return base + self.lift[str(scale)](torch.cat([base, detail], dim=1)), refined
 
     def _scores(self, camera, size):
         """What the target cells say of the hypotheses, (N, J + KINDS + 1, H, W), by camera and place."""
         now = torch.zeros(len(camera), device=camera.device)
         return self.steer(self.attention.encoding(camera, now, size)).mT.unflatten(-1, size).float()
 
-    def _unusual(self, scale, features, past, maps):
+    def _unusual(self, scale, features, past, sources):
         """What is unusual in the sources of a scale, (S, C, h, w); the past has no gradient."""
+        if not len(sources.maps):
+            return features.new_zeros(1, features.shape[2], 1, 1)  # nobody sees anything
         batch, views = features.shape[:2]
-        moment, place, found = maps // (batch * views), maps % (batch * views), []
-        for step in moment.unique().tolist():
-            chosen = place[moment == step].to(features.device)
+        found = []
+        for step, place in sources.by_moment(batch * views):
+            chosen = place.to(features.device)
             if step == 0:
                 x = pooled(features.flatten(0, 1)[chosen], self._history_pool)
                 found.append(x - self._usual(scale, chosen % views, x))
             else:
                 x = past[step - 1].maps(chosen).to(features.dtype)  # a copy, without gradient
-                found.append(x.sub_(self._usual(scale, chosen % views, x)))
-        return torch.cat(found) if found else features.new_zeros(1, features.shape[2], 1, 1)  # nobody sees anything
+                if sources.every:
+                    x.sub_(self._usual(scale, chosen % views, x))
+                else:  # one by one: no second copy is held
+                    for one, view in zip(x, (place % views).tolist()):
+                        one.sub_(self._usual(scale, slice(view, view + 1), x)[0])
+                found.append(x)
+        return torch.cat(found)
 
     def _base(self, features, scale, camera, score, look):
         """What the sources say of what is unusual in the missing maps, (N, C, H, W)."""
@@ -195,13 +222,12 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         it, but not by much; plus what was learnt."""
         near = found.ground.clamp(max=FAR_GROUND)[:, None]
         away = (self.depths[:, None, None].log() - near.log()) / 0.7  # (N, J − 1, H, W)
-        planes = -0.1 * torch.where(away > 0, 4 * away.square(), away.square())
+        planes = -self.steepness * torch.where(away > 0, 4 * away.square(), away.square())
         return F.pad(planes, (0, 0, 0, 0, 0, 2)) + learnt
 
-    def _refine(self, original, base, camera, score, look):
+    def _refine(self, original, base, camera, keys):
         """Attention from the base to every source as it would look from here, and the decoder."""
         with annotate("temporal_completion.attend"):
-            keys = self._keys(base.shape[-2:], score, look)
             attended = base + self.attention(
                 original + base, camera, keys.maps, keys.camera, keys.table, key_age=keys.age, key_mask=keys.covered
             )
@@ -213,7 +239,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         size = tuple(-(-n // side) for n in size)
         look = look.pooled(max(side // look.coarser_than(self.stride), 1))
         found = look.at(self.depths, size, self.stride * side)
-        query, slot = (sources.index >= 0).nonzero().unbind(1)
+        query, slot = sources.pairs
         row = query.to(device), slot.to(device)
         depth = self._depth_score(_resized(score, size)[:, : self.hypotheses], found)[row[0]]
         weights = depth.masked_fill(~found.seen[row], -1e4).softmax(dim=1) * found.seen[row]
@@ -221,18 +247,19 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         maps, coverage = self._warp(look, one, weights, sources.index[query, slot][:, None], size)
         table = torch.full_like(sources.index, -1)
         table[query, slot] = torch.arange(len(query))
+        table.masked_fill_(sources.index < 0, -1)
         of, age = (x[query, slot].to(device) for x in (sources.of, sources.age.float()))
         return _Keys(maps, of, age, (coverage > 0.05).flatten(1), table.to(device))
 
     def _warp(self, look, found, weights, index, size):
         """One call for targets whose hypotheses (N, K, J) have sources `index` (N, K); weights (N, K·J, H, W)."""
-        count = len(found.depths)
+        index = index.to(look.maps.device)[..., None].masked_fill(~found.seen.any(-1).any(-1), -1)
         return multi_depth_warp(
             look.maps,
             found.projection.flatten(1, 2),
             found.depths.repeat(found.projection.shape[1]),
             weights=weights,
-            source_index=index.repeat_interleave(count, dim=1).to(look.maps.device),
+            source_index=index.flatten(1),
             output_size=size,
             backend=self.backend,
         )

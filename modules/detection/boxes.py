@@ -62,6 +62,16 @@ def decode_boxes(code: torch.Tensor) -> torch.Tensor:
     return torch.cat([code[..., :3], code[..., 3:6].exp(), yaw, code[..., 8:]], dim=-1)
 
 
+def move_boxes(boxes: torch.Tensor, other_T_frame: torch.Tensor) -> torch.Tensor:
+    """Brings boxes (…, 9), as `decode_boxes` gives them, into another frame by a rigid transform (4, 4) of any dtype.
+    Gradients to the boxes pass."""
+    turn, shift = other_T_frame[:3, :3].to(boxes), other_T_frame[:3, 3].to(boxes)
+    centre, size, yaw, velocity = boxes.split((3, 3, 1, 2), dim=-1)
+    heading = torch.cat([yaw.cos(), yaw.sin()], dim=-1) @ turn[:2, :2].T
+    yaw = torch.atan2(heading[..., 1:], heading[..., :1])
+    return torch.cat([centre @ turn.T + shift, size, yaw, velocity @ turn[:2, :2].T], dim=-1)
+
+
 @torch.no_grad()
 def decode(
     predictions: Predictions,

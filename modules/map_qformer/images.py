@@ -40,7 +40,7 @@ class ImageTokens(nn.Module):
     def __init__(self, config: ImageConfig, width: int):
         super().__init__()
         self.config = config
-        self.backbone = ResNetFPN(config.backbone, config.channels)
+        self.backbone = ResNetFPN(config.backbone, config.channels).to(memory_format=torch.channels_last)
         self.content = nn.Linear(config.channels, width)
         self.camera = nn.Embedding(len(config.cameras), width)
         self.scale = nn.Embedding(len(config.backbone.strides), width)

@@ -1,6 +1,7 @@
 """What holds for every operation and every backend, on the examples that the benchmark has too."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -259,6 +260,15 @@ NO_TENSOR = "(must be a tensor, got {0}|is a {0}, needs a number or a tensor)"
 TENSORS = [(name, argument) for name, example in EXAMPLES.items() for argument in example.table.arguments]
 
 
+def nested_like(tensor):
+    """Nested tensors of as many axes, in both layouts; one of them has no shape that can be read."""
+    parts = [tensor.detach()] * 2 if tensor.ndim < 2 else list(tensor.detach().unbind())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns of the layout itself
+        strided = torch.nested.nested_tensor(parts, layout=torch.strided)
+    return strided, torch.nested.nested_tensor([part.reshape(-1) for part in parts], layout=torch.jagged)
+
+
 @pytest.mark.parametrize("name, argument", TENSORS, ids=lambda value: value)
 def test_bad_tensors(name, argument):
     """Each tensor in a wrong type, shape, dtype, layout, place: an error that says which, what came, what is needed."""
@@ -269,11 +279,7 @@ def test_bad_tensors(name, argument):
         (TypeError, NO_TENSOR.format("list"), [1.0]),
         (TypeError, "is complex64, needs ", tensor.to(torch.complex64)),
         (TypeError, "must be a dense tensor, got a sparse_coo one", torch.zeros(tensor.shape).to_sparse()),
-        (
-            TypeError,
-            "must be a dense tensor, got a nested one",
-            torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged),
-        ),
+        *((TypeError, "must be a dense tensor, got a nested one", nested) for nested in nested_like(tensor)),
     ]
     if row.dims is not None:
         cases.append((ValueError, rf"has shape \(.*\), needs \({', '.join(map(str, row.dims[0]))}", tensor[None, None]))
@@ -288,5 +294,8 @@ def test_bad_tensors(name, argument):
     for error, message, value in cases:
         with pytest.raises(error, match=f"^{example.table.operation}: {re.escape(argument)} {message}"):
             example.function(**{**arguments, argument: value})
+    if argument == "features":  # whose size is the result's, where that is not given
+        with pytest.raises(TypeError, match="must be a dense tensor"):
+            example.function(**{**arguments, "features": nested_like(tensor)[0], "output_size": None})
     with pytest.raises(BackendError, match="backend is 'cuda'; choose one of auto, torch, triton, definition"):
         example.function(**arguments, backend="cuda")

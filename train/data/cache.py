@@ -110,6 +110,11 @@ def open_cache(folder: str | Path, split: str, key: Mapping) -> ArrayCache:
         raise ValueError(f"{data} is damaged ({error}); delete it and make it again") from error
 
 
+def cache_index(folder: str | Path, split: str, key: Mapping) -> Path:
+    """Where the index of a cache is, or would be; the npz beside it has the same stem."""
+    return _files(folder, split, key)[1]
+
+
 def _files(folder, split, key):
     text = json.dumps([_FORMAT, split, key], sort_keys=True)
     stem = f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

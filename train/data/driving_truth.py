@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from ..distributed import on_first_rank
 from .cache import ArrayCache, open_cache, tables_digest, write_cache
 from .futures import agent_futures, ego_future, ego_velocity
 from .map_truth import MapLines, VectorMap, scene_locations
@@ -90,13 +93,33 @@ def truth_cache(
     Raises:
         FileNotFoundError, ValueError, ImportError: see `nuscenes_drives`, `VectorMap.load` and `open_cache`.
     """
-    key = {"settings": asdict(config), "tables": tables_digest(root, version)}
+    key = truth_key(root, version, config)
     name = split or "all-scenes"
     try:
         return open_cache(folder, name, key)
     except FileNotFoundError:
         write_cache(folder, name, key, _samples(root, version, split, config))
         return open_cache(folder, name, key)
+
+
+def truth_key(root: str | Path, version: str | None, config: TruthConfig) -> dict:
+    """What the truth of a root follows from."""
+    return {"settings": asdict(config), "tables": tables_digest(root, version)}
+
+
+def truth_for_all_ranks(config: "CachedData", split: str | None, kept: TruthConfig) -> ArrayCache:
+    """`truth_cache` of the data's root in its cache folder; where there are several ranks, the first one makes it."""
+    found = partial(truth_cache, config.cache, config.root, config.version, split, kept)
+    on_first_rank(found)
+    return found()
+
+
+class CachedData(Protocol):
+    """What the data settings of a task with truth have."""
+
+    root: str
+    version: str | None
+    cache: str
 
 
 def _samples(root, version, split, config) -> Iterator[tuple[str, dict[str, np.ndarray]]]:

@@ -92,7 +92,8 @@ def make_batch(size=2) -> DetectionInput:
 
 
 def one(batch: DetectionInput, index: int) -> DetectionInput:
-    return DetectionInput(*(getattr(batch, name)[index : index + 1] for name in vars(batch)))
+    parts = {name: part for name, part in vars(batch).items() if part is not None}
+    return DetectionInput(**{name: part[index : index + 1] for name, part in parts.items()})
 
 
 def norms_eval(model):

@@ -1,7 +1,6 @@
 """The map network: who sees whom, what stays frozen, what cannot be looked at."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -143,6 +142,10 @@ def test_a_model_comes_from_its_folder(tmp_path):
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(tmp_path)
     loaded = LanguageConfig(source=str(tmp_path), prompt="the road ahead").build()
     assert loaded._prompt_ids.tolist() == [0, 1, 0] and loaded.model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="^lm.blocks is 3, the model has 2$"):
+        LanguageConfig(source=str(tmp_path), blocks=3).build()
+    short = LanguageConfig(source=str(tmp_path), blocks=1).build()
+    assert len(short.model.layers) == 1 and short(*tokens()).shape == (2, 6, 16)
     weight = loaded.model.layers[1].mlp.up_proj.weight
     assert torch.equal(weight, model.model.layers[1].mlp.up_proj.weight.bfloat16())
 
@@ -230,14 +233,13 @@ def test_weights_of_another_q_former_are_refused_by_name(tmp_path):
 
 
 def test_rays_meet_the_ground_where_the_camera_sees_it():
-    """A point on the ground projects to a pixel; the ray of that pixel comes back to it."""
+    """The point on the ground that belongs to a cell projects to the middle of that cell."""
     frame = nuscenes_like_rig().frame(torch.eye(4), 0.0, "scene")
-    origin, direction = cell_rays(frame.image_T_ego, (900, 1600), 1.0)
-    points, meets = ground_points(origin, direction, 0.0, 45.0)
-    for camera, point in ((0, (12.0, 1.0)), (5, (-9.0, -2.0))):
-        u, v, depth = (frame.image_T_ego[0, camera] @ torch.tensor([*point, 0.0, 1.0], dtype=torch.float64))[
-            :3
-        ].tolist()
-        cell = round(v / depth) * 1600 + round(u / depth)
-        assert meets[0, camera, cell] and math.dist(points[0, camera, cell].tolist(), point) < 0.1
-    assert not meets[0, 0, 0] and points.norm(dim=-1).max() <= 45.001  # the sky
+    points, meets = ground_points(*cell_rays(frame.image_T_ego, (9, 16), 100.0), 0.0, 45.0)
+    on_ground = torch.cat([points, torch.zeros_like(points[..., :1]), torch.ones_like(points[..., :1])], dim=-1)
+    seen = torch.einsum("bvij,bvcj->bvci", frame.image_T_ego, on_ground)
+    v, u = torch.meshgrid(torch.arange(9), torch.arange(16), indexing="ij")
+    cells = (torch.stack([u, v], dim=-1).flatten(0, 1) + 0.5) * 100 - 0.5
+    assert 0.3 < meets.float().mean() < 0.6
+    torch.testing.assert_close((seen[..., :2] / seen[..., 2:3])[meets], cells.expand(1, 6, -1, -1)[meets].double())
+    assert points.norm(dim=-1).max() <= 45.001 and not meets[0, 0, 0]  # the sky

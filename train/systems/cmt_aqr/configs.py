@@ -2,12 +2,15 @@
 of each.
 
 The image backbone and the LiDAR branch up to its neck are frozen, as the documents have them; so give them weights:
-`model.camera.weights=CKPT` for the ResNet, `--weights CKPT` for what an `unfrozen` run or a baseline has learned.
+`model.camera.weights=CKPT` for the ResNet, `--weights CKPT` for what an `unfrozen` run or a baseline has learned. A
+frozen part that is random is refused. The `upstream` ones take CMT's released weights (train/tools/import_checkpoint.py
+--from cmt).
 """
 
 from collections.abc import Callable
 from functools import partial
 
+from ....modules.cmt_aqr.detector import UPSTREAM_RANGE, as_upstream
 from .experiment import DetectionExperiment
 
 _SIZE = "voxel0100_r50_800x320_cbgs"
@@ -17,8 +20,11 @@ _FROZEN = ("img_backbone", "pts_backbone", "pts_voxel_encoder", "pts_middle_enco
 def cmt_aqr() -> DetectionExperiment:
     """The documents' v3: attention bias, learnable scale."""
     experiment = DetectionExperiment()
-    optim, run = experiment.optim, experiment.run
+    optim, run, schedule = experiment.optim, experiment.run, experiment.schedule
     optim.lr, optim.weight_decay, optim.clip = 1.4e-4, 0.01, 35.0
+    optim.base_batch, optim.decay = 16, "matrices"  # upstream's rate is for 8 × 2 samples
+    schedule.kind, schedule.peak_factor, schedule.final_factor = "cyclic", 6.0, 1e-4
+    experiment.model.grid_mask = 0.7
     optim.multipliers = {
         **dict.fromkeys(_FROZEN, 0.0),
         **dict.fromkeys(("img_neck", "pts_neck"), 0.05),
@@ -30,7 +36,7 @@ def cmt_aqr() -> DetectionExperiment:
         "attention_bias_generator.bias_scale": 0.5,
     }
     experiment.loader.batch_size = 2
-    run.epochs, run.amp = 20, "bfloat16"
+    run.epochs, run.amp, run.ema = 20, "bfloat16", 0.999
     return experiment
 
 
@@ -79,6 +85,23 @@ def cmt_aqr_unfrozen() -> DetectionExperiment:
     return experiment
 
 
+def cmt_upstream() -> DetectionExperiment:
+    """CMT as its released weights know it, without AQR: to evaluate them, or as the baseline of `cmt_aqr_upstream`."""
+    return _as_upstream(cmt())
+
+
+def cmt_aqr_upstream() -> DetectionExperiment:
+    """v3 on CMT's released weights."""
+    return _as_upstream(cmt_aqr())
+
+
+def _as_upstream(experiment: DetectionExperiment) -> DetectionExperiment:
+    as_upstream(experiment.model)
+    experiment.data.frame, experiment.data.point_range = "lidar", UPSTREAM_RANGE
+    del experiment.optim.multipliers["pts_voxel_encoder"]  # a mean has no parameters
+    return experiment
+
+
 def _without_scale(generation: str) -> DetectionExperiment:
     """Without a scale that learns, `attention_bias_generator` has no parameter."""
     experiment = cmt_aqr()
@@ -95,18 +118,21 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     model, data, run, optim = experiment.model, experiment.data, experiment.run, experiment.optim
     data.image_size, data.sweeps, data.resize, data.cbgs = (96, 160), 1, (1.0, 1.0), False
     data.point_range = (-25.6, -25.6, -3.0, 25.6, 25.6, 5.0)
-    data.bev_rotation, data.bev_scale, data.bev_flip = 0.0, (1.0, 1.0), False
+    data.bev_rotation, data.bev_scale, data.bev_flip, data.bev_translation = 0.0, (1.0, 1.0), False, 0.0
+    data.flip, data.sampled_epochs, model.grid_mask = False, 0, 0.0
     data.p_no_image = data.p_no_lidar = 0.0
     model.channels, model.queries, model.denoising_groups = 64, 100, 3
     model.camera.resnet, model.camera.frozen_stages, model.camera.norm_eval = "tiny", -1, False
     lidar, decoder = model.lidar, model.decoder
-    lidar.voxel_size, lidar.channels, lidar.blocks = (0.8, 0.8, 1.0), (16, 32), 1
+    lidar.voxel_size, lidar.grid, lidar.last_z_padding = (0.8, 0.8, 1.0), None, 1
+    lidar.channels, lidar.blocks = (16, 32), 1
     lidar.second, lidar.layers, lidar.frozen_stages, lidar.norm_eval = (32, 64), 2, -1, False
     decoder.layers, decoder.heads, decoder.feedforward, decoder.dropout = 2, 4, 128, 0.0
-    optim.lr, optim.multipliers = 2e-3, dict.fromkeys(optim.multipliers, 1.0)
-    experiment.schedule.warmup_steps = 20
+    optim.lr, optim.base_batch, optim.multipliers = 2e-3, 0, dict.fromkeys(optim.multipliers, 1.0)
+    experiment.schedule.kind, experiment.schedule.warmup_steps = "cosine", 20
     experiment.loader.batch_size, experiment.loader.workers = 2, 0
     run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 8, 4, 20, "float32"
+    run.ema = 0.0
     return experiment
 
 
@@ -119,6 +145,8 @@ _FULL = {
     f"cmt_aqr_scale30_{_SIZE}": cmt_aqr_scale30,
     f"cmt_aqr_fixed_{_SIZE}": cmt_aqr_fixed,
     f"cmt_aqr_unfrozen_{_SIZE}": cmt_aqr_unfrozen,
+    f"cmt_upstream_{_SIZE}": cmt_upstream,
+    f"cmt_aqr_upstream_{_SIZE}": cmt_aqr_upstream,
 }
 EXPERIMENTS: dict[str, Callable[[], DetectionExperiment]] = dict(_FULL)
 EXPERIMENTS |= {f"{name}_tiny": partial(_tiny, make) for name, make in _FULL.items()}

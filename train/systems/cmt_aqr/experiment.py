@@ -6,11 +6,14 @@ from typing import Literal
 
 import torch
 
+from ....modules.backbones import untouched_norms
 from ....modules.cmt_aqr.detector import CmtAqr, DetectorConfig
-from ....modules.detection.boxes import decode
+from ....modules.detection.batch import DetectionInput
+from ....modules.detection.boxes import Detections, decode, move_boxes
 from ...config import Experiment
 from ...data.splits import split_names
 from ...distributed import sum_over_ranks
+from ...loading import TrainingError
 from ...metrics.detection import FIGURES, evaluate_detection
 from .data import DetectionBatch, DetectionConfig, build_detection, collate
 
@@ -22,11 +25,24 @@ class DetectionExperiment(Experiment):
     model: DetectorConfig = field(default_factory=DetectorConfig)
     data: DetectionConfig = field(default_factory=DetectionConfig)
     losses: dict[str, float] = field(default_factory=lambda: dict(cls=2.0, box=0.25, dn_cls=2.0, dn_box=0.25))
+    random_frozen: tuple[str, ...] = ()  # parts that may be frozen though nobody has trained them, e.g. img_backbone
     metric: str = "NDS"
     metric_mode: Literal["min", "max"] = "max"
 
     def build_model(self) -> CmtAqr:
         return self.model.build(self.data.image_size, self.data.point_range)
+
+    def approve(self, model: CmtAqr) -> None:
+        """Refuses to train on a frozen part that is random, unless `random_frozen` names it."""
+        parts = [name for name, part in model.named_children() if _frozen(part) and untouched_norms(part)]
+        refused = [name for name in parts if name not in self.random_frozen]
+        if refused:
+            remedy = "give them weights (--weights CHECKPOINT, or model.camera.weights for the ResNet)"
+            named = f"or say that you mean it: --cfg-options random_frozen={','.join(parts)}"
+            raise TrainingError(f"frozen, and as random as they were made: {', '.join(refused)}; {remedy}, {named}")
+
+    def remarks(self, model: CmtAqr) -> list[str]:
+        return [f"frozen and random, as random_frozen allows: {name}" for name in self.random_frozen]
 
     def figure_names(self) -> tuple[str, ...]:
         return FIGURES
@@ -43,7 +59,7 @@ class DetectionExperiment(Experiment):
         found, sums = {}, torch.zeros(3, dtype=torch.float64)  # Σ |camera|, Σ |LiDAR|, samples
         for batch in loader:
             output = model(batch)
-            found |= zip(batch.tokens, decode(output.predictions))
+            found |= zip(batch.tokens, in_ego(decode(output.predictions), batch))
             if output.weights is not None:
                 sums += torch.tensor([*output.weights.abs().mean(dim=1).sum(dim=0).tolist(), len(batch.tokens)])
         split = split_names(self.data)[1]
@@ -55,3 +71,18 @@ class DetectionExperiment(Experiment):
         if self.model.aqr.generation == "v3":
             figures["aqr/bias_scale"] = model.attention_bias_generator.bias_scale.item()
         return figures
+
+
+def in_ego(detections: list[Detections], batch: DetectionInput) -> list[Detections]:
+    """Detections of the samples of a batch, from the frame of its data into the reference ego frame."""
+    if batch.ego_T_frame is None:
+        return detections
+    return [
+        Detections(move_boxes(found.boxes, ego_T_frame), found.scores, found.labels)
+        for found, ego_T_frame in zip(detections, batch.ego_T_frame)
+    ]
+
+
+def _frozen(part) -> bool:
+    parameters = list(part.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

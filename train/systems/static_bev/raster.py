@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 
 import numpy as np
-import shapely
 
+from ....kernels.runtime.extras import optional
 from ....modules.static_bev.grid import BevGrid
+
+shapely = optional("train", "shapely")
 
 _SUBROWS = 4  # lines across each row of cells along which areas are measured; within them coverage is exact
 
@@ -36,7 +38,7 @@ def draw_lines(grid: BevGrid, lines: Iterable[np.ndarray], width: float) -> np.n
     return ((reach - distance) / grid.size).clip(0, 1)
 
 
-def draw_areas(grid: BevGrid, polygons: Iterable[shapely.Polygon]) -> np.ndarray:
+def draw_areas(grid: BevGrid, polygons: "Iterable[shapely.Polygon]") -> np.ndarray:
     """Coverage (rows, columns) float32 in [0, 1] of polygons in metres, their holes left out.
 
     Where polygons touch, their shares of a cell add up.

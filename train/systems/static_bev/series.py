@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import shapely
 import torch
 from scipy.ndimage import maximum_filter1d
 from scipy.spatial import cKDTree
 
+from ....kernels.runtime.extras import optional
 from ....modules.static_bev.grid import BevGrid
 from ....modules.static_bev.rotated import rotated_iou
 from ...metrics.map import average_precision
 from ...metrics.pooling import SampleResults
+
+shapely = optional("train", "shapely")
 
 CONFIDENCES = (0.9, 0.85, 0.8, 0.75, 0.7)
 NEAR_ENOUGH = 0.25  # metres from a line, and from an instance's centre

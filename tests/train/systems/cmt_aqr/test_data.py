@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from rigfuse.modules.detection.boxes import DETECTION_CLASSES
+from rigfuse.modules.detection.boxes import DETECTION_CLASSES, move_boxes
 from rigfuse.train.data import open_drives
 from rigfuse.train.data.bev import BevAugmentation
 from rigfuse.train.data.dataset import cover
@@ -22,7 +22,7 @@ from rigfuse.train.systems.cmt_aqr.data import ClassBalance, DetectionConfig, De
 
 FAR = (-200.0, -200.0, -50.0, 200.0, 200.0, 50.0)
 SMALL = DetectionConfig(image_size=(16, 40), sweeps=3)
-PLAIN = replace(SMALL, cbgs=False, p_no_image=0.0, p_no_lidar=0.0)
+PLAIN = replace(SMALL, cbgs=False, p_no_image=0.0, p_no_lidar=0.0, sampled_epochs=0)
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +288,18 @@ def test_refusals_are_one_line_that_says_what_to_do(drives):
     ):
         with pytest.raises(ValueError, match=f"data.{name} is .*, needs .*{needed}"):
             DetectionSamples(drives, replace(SMALL, **{name: value}), training=True)
+
+
+def test_the_lidar_frame_is_the_same_scene(drives):
+    """Boxes come back to where they were, and a camera sees a point where it saw it."""
+    ego, lidar = (
+        DetectionSamples(drives[1:], replace(PLAIN, point_range=FAR, frame=frame), training=False)[0, 1]
+        for frame in ("ego", "lidar")
+    )
+    ego_T_frame = lidar.ego_T_frame[0]
+    assert torch.equal(ego.ego_T_frame[0], torch.eye(4).double()) and not torch.equal(ego_T_frame, ego.ego_T_frame[0])
+    back = move_boxes(lidar.boxes[0], ego_T_frame)
+    torch.testing.assert_close(back, ego.boxes[0], rtol=1e-4, atol=1e-3, equal_nan=True)
+    points = lidar.points[0][:, :3].double() @ ego_T_frame[:3, :3].T + ego_T_frame[:3, 3]
+    torch.testing.assert_close(points.float(), ego.points[0][:, :3], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(lidar.image_T_ego[0], ego.image_T_ego[0] @ ego_T_frame)

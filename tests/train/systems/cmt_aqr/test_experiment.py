@@ -10,7 +10,7 @@ from rigfuse.modules.maps_layout import MapLayout
 from rigfuse.train import checkpoint
 from rigfuse.train import main as program
 from rigfuse.train.config import diff, to_dict
-from rigfuse.train.optim import parameter_groups, set_training
+from rigfuse.train.optim import learning_rate, parameter_groups, set_training
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.cmt_aqr.configs import EXPERIMENTS
 
@@ -42,6 +42,16 @@ def test_every_pattern_of_the_documents_matches(full):
         | {"task_heads": 0.8, "aqr_weight_generator": 1.0, "attention_bias_generator.bias_scale": 0.5}
     )
     assert {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad} == set(FROZEN)
+
+
+def test_training_is_as_upstreams(full):
+    settings, _, groups = full[FULL]
+    assert settings.schedule.kind == "cyclic" and settings.schedule.peak_factor == 6.0
+    assert {parameter.ndim > 1 for group in groups if group["weight_decay"] for parameter in group["params"]} == {True}
+    assert {parameter.ndim > 1 for group in groups if not group["weight_decay"] for parameter in group["params"]} == {
+        False
+    }
+    assert learning_rate(settings.optim, 32) == pytest.approx(2 * learning_rate(settings.optim, 16)) == 2.8e-4
 
 
 def test_three_quarters_are_frozen(full):
@@ -107,6 +117,10 @@ def test_train_freeze_and_evaluate_from_the_command_line(small_world, tmp_path, 
     freeze = [f"optim.multipliers.{name}=0" for name in FROZEN]
     quick = ["run.epochs=2", "run.log_steps=1", "run.checkpoint_steps=1", "run.keep=50", "run.tensorboard=false"]
     arguments = ["--data", str(small_world), "--work-dir", str(folder), "--cfg-options", *freeze, *quick]
+    with pytest.raises(SystemExit, match="frozen, and as random as they were made: img_backbone, .* random_frozen="):
+        program.main(["--config", TINY, *arguments])
+    assert not folder.exists() or not list(folder.glob("checkpoints/*"))
+    arguments.append(f"random_frozen={','.join(FROZEN)}")
     program.main(["--config", TINY, *arguments, "loader.batch_size=1", "run.evaluate_epochs=2"])
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     trained, evaluated = [line for line in records if "loss" in line], records[-1]
