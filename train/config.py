@@ -139,15 +139,15 @@ class Experiment:
         """Figures over all ranks' shares of the validation set. `loader` gives batches on the device."""
         raise NotImplementedError
 
-    def watch(self, model, batch, output, step: int, folder: Path) -> None:
-        """Looks at what a step has seen and said, on the first rank; a task may draw it into the run's folder."""
-
     def approve(self, model) -> None:
         """Raises TrainingError where this network must not be trained as it is, before anything is written."""
 
     def lines(self, figures: Mapping[str, float]) -> list[str]:
         """What the log says beside the figures of each record of training, in lines."""
         return []
+
+    def watch(self, model, batch, output, step: int, folder: Path) -> None:
+        """Looks at what a step has seen and said, on the first rank; a task may draw it into the run's folder."""
 
     def remarks(self, model) -> list[str]:
         """What is odd about the network as it begins to train, in lines that the log shows."""
