@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from rigfuse.modules.map_qformer.images import cell_rays, ground_points
+from rigfuse.modules.map_qformer.images import cell_rays, ground_points, mean_of_parts
 from rigfuse.modules.map_qformer.language import FrozenLanguageModel, LanguageConfig
 from rigfuse.modules.map_qformer.network import MapQFormerConfig
 from rigfuse.modules.map_qformer.queries import MapQueries, sequence_mask
@@ -17,7 +17,7 @@ def small(source="random", **changes) -> MapQFormerConfig:
     config = MapQFormerConfig(instances=4, points=5, **changes)
     config.images.backbone.resnet, config.images.backbone.strides, config.images.channels = "tiny", (16, 32), 16
     former, lm = config.qformer, config.lm
-    former.width, former.layers, former.heads, former.hidden, former.tokens, former.dropout = 32, 3, 2, 32, 12, 0.0
+    former.width, former.layers, former.heads, former.hidden, former.grid, former.dropout = 32, 3, 2, 32, (1, 2), 0.0
     lm.source, lm.width, lm.layers, lm.heads, lm.kv_heads, lm.hidden = source, 32, 3, 4, 2, 48
     lm.vocabulary, lm.prompt_tokens = 50, 6
     config.decoder.reduce, config.decoder.bounds = (24,), (0.5, 0.25)
@@ -230,6 +230,13 @@ def test_weights_of_another_q_former_are_refused_by_name(tmp_path):
 
 
 # ---- places
+
+
+def test_parts_are_those_of_adaptive_pooling():
+    maps = torch.randn(2, 5, 7, 3)
+    for grid in ((2, 3), (5, 7), (8, 2), (1, 1)):
+        expected = torch.nn.functional.adaptive_avg_pool2d(maps.movedim(-1, 1), grid).flatten(2).mT
+        torch.testing.assert_close(mean_of_parts(maps, grid), expected)
 
 
 def test_rays_meet_the_ground_where_the_camera_sees_it():
