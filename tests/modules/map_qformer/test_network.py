@@ -193,6 +193,19 @@ def test_what_a_missing_camera_shows_does_not_matter(source):
         model(images, frame, torch.ones(2, 6, dtype=torch.bool))
 
 
+def test_the_q_former_never_reads_the_cells_of_a_missing_camera():
+    """Whatever stands there; and the missing camera's own scene tokens begin without it."""
+    torch.manual_seed(0)
+    model = small().build().eval()
+    frame, images = rigs(1)
+    missing = torch.tensor([[False, True, False, False, True, False]])
+    tokens, parts, there = model.images(images, frame, missing)
+    assert there.sum() == tokens.shape[1] * 4 / 6 and (parts.unflatten(1, (6, 2))[missing] == 0).all()
+    other = torch.where(there[..., None], tokens, 9 * torch.randn_like(tokens))
+    assert torch.equal(model.qformer(tokens, parts, there), model.qformer(other, parts, there))
+    assert not torch.equal(model.qformer(tokens, parts), model.qformer(other, parts))
+
+
 def test_every_part_learns_and_points_begin_at_their_anchors():
     torch.manual_seed(0)
     model = small().build()
