@@ -9,8 +9,10 @@ if __name__ != "kernels":
     from .gated_fusion.api import gated_fusion
     from .multi_depth_warp.api import bev_warp, multi_depth_warp
     from .runtime.backends import BackendError
+    from .runtime.token_maps import TokenMap
     from .trajectory_importance.api import trajectory_importance
-    from .window_bias_attention.api import TokenMap, window_bias_attention
+    from .window_attention.api import window_attention
+    from .window_bias_attention.api import window_bias_attention
 
 __all__ = [
     "BackendError",
@@ -22,5 +24,6 @@ __all__ = [
     "gated_fusion",
     "multi_depth_warp",
     "trajectory_importance",
+    "window_attention",
     "window_bias_attention",
 ]

@@ -11,9 +11,9 @@ from ..workload import Unavailable
 _LIMITS = dict(min_scale=0.5, max_scale=5.0, max_bias=5.0)
 
 
-def make_inputs(queries, bev, pers_height, pers_width, heads, dim, *, dtype, device, generator):
+def make_inputs(queries, bev, pers_height, pers_width, heads, dim, *, window=8, dtype, device, generator):
     """A BEV map of bev × bev cells and six camera maps; every query is somewhere on the BEV map and on one camera."""
-    maps = _maps(bev, pers_height, pers_width)
+    maps = (TokenMap(bev, bev, 5), *[TokenMap(pers_height, pers_width, window)] * 6)
     keys = sum(token_map.height * token_map.width for token_map in maps)
     geometry = torch.float64 if dtype == torch.float64 else torch.float32
     query, grad = (torch.randn(1, queries, heads, dim, generator=generator).to(device, dtype) for _ in range(2))
@@ -31,10 +31,6 @@ def make_inputs(queries, bev, pers_height, pers_width, heads, dim, *, dtype, dev
     flops = 4 * queries * keys * heads * dim
     leaves = ("query", "key", "value", "weights", "bias_scale")
     return Inputs({**arguments, "maps": maps}, leaves, grad, flops, read=list(arguments.values()))
-
-
-def _maps(bev, pers_height, pers_width):
-    return (TokenMap(bev, bev, 5), *[TokenMap(pers_height, pers_width, 8)] * 6)
 
 
 def toolkit(query, key, value, centers, weights, bias_scale, maps, *, backend=None):

@@ -1,12 +1,12 @@
 """The public function."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from ..runtime.arguments import Argument, Arguments, any_float, geometry, same_float, wide_only_beside_wide
 from ..runtime.checks import check_number
+from ..runtime.token_maps import TokenMap, flat_maps
 from . import ops
 
 NAME = "window_bias_attention"
@@ -23,14 +23,6 @@ ARGUMENTS = Arguments(
     limits={"dim": (16, 128)},
 )
 OPERATION = ops.register(ARGUMENTS)
-
-
-class TokenMap(NamedTuple):
-    """A map whose cells are key tokens, row after row, and the side of the square window of cells that is biased."""
-
-    height: int
-    width: int
-    window: int
 
 
 def window_bias_attention(
@@ -82,25 +74,11 @@ def window_bias_attention(
         TypeError: a dtype is not supported, or query, key and value differ.
         BackendError: the backend asked for cannot serve the call.
     """
-    flat_maps = _flat(maps)
-    keys = sum(height * width for height, width in zip(flat_maps[::3], flat_maps[1::3]))
-    tensors, sizes = ARGUMENTS.check(query, key, value, centers, weights, bias_scale, maps=len(maps), Lk=keys)
+    flat, tokens = flat_maps(NAME, maps)
+    tensors, sizes = ARGUMENTS.check(query, key, value, centers, weights, bias_scale, maps=len(maps), Lk=tokens)
     _check_numbers(min_scale, max_scale, max_bias, scale)
     limits = (float(min_scale), float(max_scale), float(max_bias))
-    return OPERATION(backend, tensors, flat_maps, *limits, sizes["dim"] ** -0.5 if scale is None else float(scale))
-
-
-def _flat(maps):
-    """The maps as (height, width, window, height, …)."""
-    if not isinstance(maps, Sequence) or len(maps) == 0:
-        raise ValueError(f"{NAME}: maps is {maps!r}, needs at least one TokenMap")
-    for position, token_map in enumerate(maps):
-        numbers = tuple(token_map) if isinstance(token_map, Sequence) else token_map
-        integers = isinstance(numbers, tuple) and all(isinstance(n, int) and n > 0 for n in numbers)
-        if not integers or len(numbers) != 3:
-            needed = "TokenMap(height, width, window) of integers above 0"
-            raise ValueError(f"{NAME}: maps[{position}] is {numbers!r}, needs {needed}")
-    return tuple(number for token_map in maps for number in token_map)
+    return OPERATION(backend, tensors, flat, *limits, sizes["dim"] ** -0.5 if scale is None else float(scale))
 
 
 def _check_numbers(min_scale, max_scale, max_bias, scale):

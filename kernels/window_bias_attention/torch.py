@@ -24,7 +24,9 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
+    """Rows of a map, from the first up to the second of `rows`, and which keys they are."""
+
     map: int
     keys: slice
     rows: tuple[int, int]
@@ -32,17 +34,18 @@ class _Chunk(NamedTuple):
     window: int
 
 
-def _chunks(maps):
+def chunks(maps, cells):
+    """The maps in chunks of about as many cells, whole rows."""
     start = 0
     for m, (height, width, window) in enumerate(zip(maps[::3], maps[1::3], maps[2::3])):
-        step = max(1, CHUNK // width)
+        step = max(1, cells // width)
         for top in range(0, height, step):
             bottom = min(height, top + step)
-            yield _Chunk(m, slice(start + top * width, start + bottom * width), (top, bottom), width, window)
+            yield Chunk(m, slice(start + top * width, start + bottom * width), (top, bottom), width, window)
         start += height * width
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """The windows that touch a chunk: whose, (n,), and cells of the chunk, (n, cells), of which those inside count."""
 
     queries: torch.Tensor
@@ -61,10 +64,10 @@ class _Windows(NamedTuple):
         return torch.where(self.inside, in_window, 0).sum(-1)
 
     def split(self, size):
-        return map(_Windows, *(tensor.split(size) for tensor in self))
+        return map(Windows, *(tensor.split(size) for tensor in self))
 
 
-def _windows(centers, chunk):
+def windows_on(centers, chunk):
     """The windows round `centers`, (Lq, 2), that touch the chunk, and the numbers of all other queries."""
     left, top = (torch.floor(centers + 0.5) - chunk.window // 2).unbind(-1)
     touches = _touch(left, 0, chunk.width, chunk.window) & _touch(top, *chunk.rows, chunk.window)
@@ -73,7 +76,7 @@ def _windows(centers, chunk):
     y, y_inside = _cells(top[queries], *chunk.rows, chunk.window)
     cells = (y[:, :, None] - chunk.rows[0]) * chunk.width + x[:, None]
     inside = y_inside[:, :, None] & x_inside[:, None]
-    return _Windows(queries, cells.flatten(1), inside.flatten(1)), others
+    return Windows(queries, cells.flatten(1), inside.flatten(1)), others
 
 
 def _touch(first, begin, end, window):
@@ -97,9 +100,9 @@ def _walk(key, value, centers, maps, dtype):
 
     A block is the numbers of its queries and their windows, or None where these do not touch the chunk.
     """
-    for chunk in _chunks(maps):
+    for chunk in chunks(maps, CHUNK):
         k, v = (tensor[chunk.keys].to(dtype).transpose(0, 1).contiguous() for tensor in (key, value))
-        windows, others = _windows(centers[:, chunk.map], chunk)
+        windows, others = windows_on(centers[:, chunk.map], chunk)
         size = max(1, BLOCK // (k.shape[0] * k.shape[1]))
         blocks = [(queries, None) for queries in others.split(max(1, len(others)) if _has_flash(k) else size)]
         blocks += [(block.queries, block) for block in windows.split(size)]

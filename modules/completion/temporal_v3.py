@@ -17,6 +17,7 @@ from .sources import FAR_GROUND, Hypotheses, Sources, hypothesize, list_sources
 from .stage import TemporalConfig, TemporalStage, make_decoder
 
 KINDS = 3  # of sources, see `Sources.kind`
+STEEPNESS = 0.1  # of the score that a plane loses by its distance from the ground
 MOMENTUM = 0.02  # of the means of what each camera usually sees
 
 
@@ -69,6 +70,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, self.hypotheses + KINDS + 1)
         )
         self.age_score = nn.Parameter(torch.tensor(-1.0))  # for each second
+        self.steepness = STEEPNESS
         scales = range(len(self.strides))
         # What each camera usually sees, (scales · V, C, *grid): four axes, so that it can be channels_last.
         self.register_buffer("usual", torch.zeros(len(self.strides) * len(self.cameras), channels, *config.grid))
@@ -220,7 +222,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         it, but not by much; plus what was learnt."""
         near = found.ground.clamp(max=FAR_GROUND)[:, None]
         away = (self.depths[:, None, None].log() - near.log()) / 0.7  # (N, J − 1, H, W)
-        planes = -0.1 * torch.where(away > 0, 4 * away.square(), away.square())
+        planes = -self.steepness * torch.where(away > 0, 4 * away.square(), away.square())
         return F.pad(planes, (0, 0, 0, 0, 0, 2)) + learnt
 
     def _refine(self, original, base, camera, keys):

@@ -93,6 +93,7 @@ OTHERS = {  # name of the example, its sizes, other arguments
     "head dim 40": ("cross_camera_attention", {"dim": 40}, {}),
     "head dim 17": ("cross_camera_attention", {"dim": 17}, {}),
     "windows, head dim 40": ("window_bias_attention", {"dim": 40}, {}),
+    "only windows, head dim 40": ("window_attention", {"dim": 40}, {}),
     "a bias for all keys": ("bias_softmax", {"bias_shape": (2, 1, 5, 1)}, {}),
     "a bias for all": ("bias_softmax", {"bias_shape": ()}, {}),
     "nearest": ("multi_depth_warp", {}, {"mode": "nearest"}),

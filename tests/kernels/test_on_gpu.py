@@ -19,6 +19,7 @@ LARGE = {
     "multi_depth_warp of hypotheses": dict(sources=4, targets=3, channels=96, source=(28, 50), size=(28, 50), depths=6),
     "bev_warp": dict(sources=3, targets=3, channels=64, source=(56, 104), size=(56, 104)),
     "cross_camera_attention": dict(queries=3, length_q=300, heads=4, dim=32, blocks=7, length_k=91, entries=4),
+    "window_attention": dict(batch=2, length=200, heads=4, dim=32, maps=((32, 32, 5), (10, 25, 8))),
     "window_bias_attention": dict(batch=2, length=200, heads=4, dim=32, maps=((32, 32, 5), (10, 25, 8))),
     "bias_softmax": dict(shape=(2, 4, 50, 300), bias_shape=(2, 1, 50, 300)),
     "gated_fusion": dict(images=4, channels=96, size=(28, 50)),

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
+from rigfuse.kernels.runtime import backends
 from support.memory import GuardedAllocations
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fast_interpreter():
+    if backends.interpreting() and backends.triton_installed():
+        from support.interpreter import patch_once
+
+        patch_once()
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,9 @@ KERNELS = {
     "cross_camera_attention": [
         f"cross_camera_attention_{name}" for name in ("forward", "backward_query", "transpose_table", "backward_key")
     ],
+    "window_attention": [
+        f"window_attention_{name}" for name in ("windows", "forward", "backward_query", "backward_key")
+    ],
     "window_bias_attention": [
         f"window_bias_attention_{name}"
         for name in ("forward", "merge", "prepare", "backward_query", "reduce_bias", "backward_key")

@@ -170,6 +170,7 @@ def train_on_ranks(world, folder):
     fit("dropout", "model.dropout=0.5", "run.checkpoint_steps=1", "run.keep=50", "run.ema=0.9")
     fit("dropout-resumed", "model.dropout=0.5", "run.ema=0.9", resume=step("dropout", 7))
     fit("nan", "model.fault=nan@1:9", "run.accumulate=2", "model.norm=true")
+    fit("thaw", "optim.freeze_until={'head': 4}", "model.norm=true")
     fit("huge", f"data.huge={HUGE}", "model.norm=true", "run.epochs=1")
     _the_first_rank_acts(world, folder / "first")
     evaluate_on_rank(world, folder)

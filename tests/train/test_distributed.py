@@ -39,7 +39,7 @@ def equal(a, b):
 
 
 def test_both_ranks_hold_the_same_weights(folder):
-    for name in ("whole", "from-one", "dropout", "nan"):
+    for name in ("whole", "from-one", "dropout", "nan", "thaw"):
         assert equal(*states(folder, name)), name
 
 

@@ -59,16 +59,24 @@ def queries(order_ptr, b, start_m, length, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
+def corner(centers, b, offs_i, mask, m, height, width, window):
+    """First column and row of the windows of `offs_i` on map m, and whether they touch it; shapes broadcast.
+
+    Floats: what is NaN or huge, and touches nothing, never becomes an integer.
+    """
+    center_ptr = centers.ptr + b.to(tl.int64) * centers.batch + offs_i * centers.query + m * centers.map
+    left = tl.floor(tl.load(center_ptr, mask=mask, other=float("nan")) + 0.5) - window // 2
+    top = tl.floor(tl.load(center_ptr + centers.component, mask=mask, other=float("nan")) + 0.5) - window // 2
+    return left, top, (left > -window) & (left < width) & (top > -window) & (top < height)
+
+
+@triton.jit
 def windows(centers, b, offs_i, mask_m, m, height, width, window):
     """[BLOCK_M]: first row and column of each query's window on map m; far off it if the window does not touch it.
 
     Also the cells before which and from which on no window of the tile reaches.
     """
-    center_ptr = centers.ptr + b.to(tl.int64) * centers.batch + offs_i * centers.query + m * centers.map  # [BLOCK_M]
-    left = tl.floor(tl.load(center_ptr, mask=mask_m, other=float("nan")) + 0.5) - window // 2
-    top = tl.floor(tl.load(center_ptr + centers.component, mask=mask_m, other=float("nan")) + 0.5) - window // 2
-    # Tested as floats: what is NaN or huge never becomes an integer.
-    touches = (left > -window) & (left < width) & (top > -window) & (top < height)
+    left, top, touches = corner(centers, b, offs_i, mask_m, m, height, width, window)
     left = tl.where(touches, left, FAR).to(tl.int32)
     top = tl.where(touches, top, FAR).to(tl.int32)
     first = tl.min(tl.where(touches, tl.maximum(top, 0), height), axis=0)

@@ -1,0 +1,30 @@
+"""Maps whose cells are the tokens of an attention, with a window round each query's place."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class TokenMap(NamedTuple):
+    """A map whose cells are key tokens, row after row, and the side of the square window of cells round a query."""
+
+    height: int
+    width: int
+    window: int
+
+
+def flat_maps(operation: str, maps: Sequence[TokenMap]) -> tuple[tuple[int, ...], int]:
+    """Returns the maps as (height, width, window, height, …), and how many tokens they have.
+
+    Raises:
+        ValueError: `maps` is empty, or one of them is not three integers above 0.
+    """
+    if not isinstance(maps, Sequence) or len(maps) == 0:
+        raise ValueError(f"{operation}: maps is {maps!r}, needs at least one TokenMap")
+    for position, token_map in enumerate(maps):
+        numbers = tuple(token_map) if isinstance(token_map, Sequence) else token_map
+        integers = isinstance(numbers, tuple) and all(isinstance(n, int) and n > 0 for n in numbers)
+        if not integers or len(numbers) != 3:
+            needed = "TokenMap(height, width, window) of integers above 0"
+            raise ValueError(f"{operation}: maps[{position}] is {numbers!r}, needs {needed}")
+    tokens = sum(height * width for height, width, _ in maps)
+    return tuple(number for token_map in maps for number in token_map), tokens
