@@ -21,6 +21,7 @@ import sys
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..modules.settings import Count, Momentum, NonNegative, Positive, Range, Share, Whole
@@ -144,6 +145,9 @@ class Experiment:
     def lines(self, figures: Mapping[str, float]) -> list[str]:
         """What the log says beside the figures of each record of training, in lines."""
         return []
+
+    def watch(self, model, batch, output, step: int, folder: Path) -> None:
+        """Looks at what a step has seen and said, on the first rank; a task may draw it into the run's folder."""
 
     def remarks(self, model) -> list[str]:
         """What is odd about the network as it begins to train, in lines that the log shows."""

@@ -26,7 +26,7 @@ from .config import Experiment, check, dumps
 from .distributed import World, on_first_rank, spread_buffers, sum_over_ranks
 from .files import write_whole
 from .loading import BadFiles, OnDevice, TrainingError, build_loaders
-from .log import Meter, RunLog, as_time, peak_memory
+from .log import Meter, RunLog, as_time, machine, peak_memory
 from .optim import FreezeSchedule, Schedule, build_optimizer, learning_rate, set_training
 from .order import seed_step
 from .progress import Progress
@@ -61,6 +61,7 @@ class Trainer:
         weights: str | Path | None = None,
     ):
         check(experiment)
+        experiment.folder = Path(folder)
         self.experiment, self.run, self.world, self.profile = experiment, experiment.run, world, profile
         self.folder, self.progress, self.average = Path(folder), Progress(), None
         self.bad_files = BadFiles(experiment.loader.max_bad_files, world.rank)
@@ -188,6 +189,8 @@ class Trainer:
     def _forward(self, batch):
         with self._autocast():
             output = self.network(batch)
+        if self.world.is_main:
+            self.experiment.watch(self.model, batch, output, self.progress.step, self.folder)
         losses, self._figures = output.losses, getattr(output, "figures", {})
         weights = self.experiment.losses
         for name in losses:
@@ -320,6 +323,7 @@ class Trainer:
         best = dict(metric=metric, value=progress.best, step=progress.best_step)
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         result = dict(name=self.experiment.name, **counts, bad_files=len(self.bad_files), best=best, figures=finite)
+        result |= dict(machine=machine(self.world.device) | dict(ranks=self.world.size))
         write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
         self.log.say(f"finished after {progress.step} steps, {progress.skipped} of them skipped; {as_time(seconds)}")
         for name, value in figures.items():

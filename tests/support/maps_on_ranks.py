@@ -14,7 +14,7 @@ from rigfuse.train.trainer import Trainer
 
 OPTIONS = (
     "data.image_size=36,64", "model.images.channels=16", "model.qformer.width=32", "model.qformer.heads=2",
-    "model.qformer.layers=2", "model.qformer.hidden=32", "model.qformer.tokens=12", "model.lm.width=32",
+    "model.qformer.layers=2", "model.qformer.hidden=32", "model.qformer.grid=1,2", "model.lm.width=32",
     "model.lm.layers=2", "model.lm.hidden=32", "model.lm.checkpoint=true", "model.instances=6", "model.points=5",
     "model.decoder.reduce=32,", "model.images.backbone.norm_eval=true", "loader.batch_size=1", "run.epochs=2",
     "run.evaluate_epochs=2", "run.log_steps=1", "run.tensorboard=false", "run.keep=50",

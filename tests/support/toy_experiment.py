@@ -152,8 +152,9 @@ def toy(*options: str) -> ToyExperiment:
 
 def train_on_ranks(world, folder):
     """What test_distributed looks at: a run, the same resumed, one that one rank began, one with a NaN on one rank,
-    one with an infinite statistic on one rank."""
+    one with an infinite statistic on one rank; and what `maps_on_ranks` does, which needs two ranks too."""
     from rigfuse.train.trainer import Trainer
+    from support import maps_on_ranks
 
     def fit(name, *options, resume=None):
         trainer = Trainer(toy("model.dropout=0", *options), folder / name, world, resume=resume)
@@ -173,6 +174,7 @@ def train_on_ranks(world, folder):
     fit("huge", f"data.huge={HUGE}", "model.norm=true", "run.epochs=1")
     _the_first_rank_acts(world, folder / "first")
     evaluate_on_rank(world, folder)
+    maps_on_ranks.train_on_ranks(world, folder / "maps")
 
 
 HUGE = 22  # with the toy's seed, this item is on rank 1 in the first epoch

@@ -125,6 +125,33 @@ def test_what_is_evaluated_on_ranks_is_what_is_saved(folder, tmp_path):
     assert logged == [pytest.approx(alone.evaluate()["error"], rel=1e-5)]
 
 
+# ---- a frozen model, whole on each rank or split over both by FSDP2
+
+
+def test_both_ranks_hold_the_same_weights_and_figures_of_maps(folder):
+    for name in ("whole", "sharded", "resumed"):
+        first, second = states(folder / "maps", name)
+        assert all(torch.equal(value, second["model"][key]) for key, value in first["model"].items()), name
+        assert first["figures"] == second["figures"] and "mAP" in first["figures"]
+
+
+def test_a_sharded_model_gives_the_gradients_of_a_whole_one(folder):
+    """So after two steps the weights are the same; each rank holds about half of the frozen ones."""
+    whole, sharded = states(folder / "maps", "whole")[0], states(folder / "maps", "sharded")[0]
+    assert whole["local"] == whole["total"] and 0 < sharded["local"] < 0.6 * sharded["total"]
+    assert whole["model"].keys() == sharded["model"].keys()
+    for name, value in whole["model"].items():
+        torch.testing.assert_close(sharded["model"][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sharded_run_resumes_bit_for_bit(folder):
+    whole, resumed = states(folder / "maps", "sharded")[0], states(folder / "maps", "resumed")[0]
+    assert all(torch.equal(value, resumed["model"][name]) for name, value in whole["model"].items())
+
+
+# ---- processes that torchrun watches over
+
+
 def torchrun(folder, *options):
     """(status, output, seconds) of the toy on two ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]

@@ -174,6 +174,7 @@ CHANGES = {
     "optim.clip": ((), "0.01"),
     "schedule.kind": ((), "constant"),
     "schedule.warmup_steps": ((), "20"),
+    "schedule.warmup_epochs": (("schedule.warmup_steps=20",), "0.5"),
     "schedule.warmup_factor": (("schedule.warmup_steps=20",), "0.5"),
     "schedule.final_factor": ((), "0.5"),
     "schedule.milestones": (("schedule.kind=multistep",), "0.3"),

@@ -29,21 +29,22 @@ def memory_of_step(settings: MapExperiment, model: MapModel, parts: list[Part]) 
     """
     config, batch = settings.model, settings.loader.batch_size
     lm, size = config.lm, {"float32": 4}.get(config.lm.dtype, 2)
-    tokens = config.qformer.tokens + config.instances * (1 + config.points)
+    rows, columns = config.qformer.grid
+    tokens = len(config.images.cameras) * rows * columns + config.instances * (1 + config.points)
     vector = batch * tokens * lm.width * size / _GIB
     language = next(part for part in parts if part.name == "language")
     kept = _KEPT_IN_BLOCK * lm.layers
     if lm.checkpoint:
         kept = _KEPT_OF_RECOMPUTED * lm.layers + _KEPT_IN_BLOCK
     images, qformer = _kept(settings, model.train())
-    rows = {
+    needs = {
         "frozen weights": (language.frozen * size + sum(p.frozen for p in parts if p is not language) * 4) / _GIB,
         "trained weights, gradients, moments": 16 * sum(part.trained for part in parts) / _GIB,
         "kept of the language model's blocks": kept * vector if language.frozen else 0.0,
         "kept of the image backbone": batch * images / _GIB,
         "kept of the Q-Former": batch * qformer / _GIB,
     }
-    return rows | {"together": sum(rows.values())}
+    return needs | {"together": sum(needs.values())}
 
 
 def _kept(settings, model):
@@ -51,8 +52,8 @@ def _kept(settings, model):
     batch = made_up_batch(settings, 1)
     with _plain_attention():
         images = torch.empty(batch.images.shape, device="meta")
-        kept, (tokens, _) = _counted(model, lambda: model.images(images, batch.frame))
-        return kept, _counted(model, lambda: model.qformer(tokens))[0]
+        kept, (tokens, parts, _) = _counted(model, lambda: model.images(images, batch.frame))
+        return kept, _counted(model, lambda: model.qformer(tokens, parts))[0]
 
 
 def _counted(model, compute):

@@ -25,7 +25,7 @@ from ...data.moments import Box, Drive, Moment
 from ...data.splits import drives_of_splits, split_names
 from ...metrics.motion import MOTION_CLASSES
 from .frames import ego_T_lidar, in_frame, truth_in_frame
-from .mirror import mirrored, mirrored_points
+from .mirror import mirrored, mirrored_points, partners
 
 
 @dataclass
@@ -117,7 +117,7 @@ class DrivingSamples(DriveSamples):
         truth: of every sample, see `truth_cache`.
 
     Raises:
-        ValueError: no scene is long enough, or a rig's cameras are not those of the model.
+        ValueError: no scene is long enough, a rig's cameras are not those of the model, or have no mirror image.
     """
 
     needs = "images or LiDAR scans"
@@ -132,6 +132,8 @@ class DrivingSamples(DriveSamples):
         if names != tuple(model.head.cameras):
             needed = ", ".join(model.head.cameras)
             raise ValueError(f"{config.root} has the cameras {', '.join(names)}; model.head.cameras are {needed}")
+        if training and config.mirror:
+            partners(names)  # or it is refused here
 
     def share(self, rank: int, ranks: int) -> list[int]:
         """The indices that a rank evaluates: whole scenes, in order."""

@@ -25,6 +25,7 @@ def static_bev_step1() -> StaticBevExperiment:
     optim.weight_decay, optim.decay = 0.01, "matrices"
     schedule.kind, schedule.milestones, schedule.gamma = "multistep", (0.65, 0.9), 0.1
     experiment.loader.batch_size, experiment.run.amp = 16, "bfloat16"
+    experiment.evaluation.pictures, experiment.evaluation.picture_steps = 4, 1000
     return experiment
 
 
@@ -52,6 +53,7 @@ def _tiny(make: Callable[[], StaticBevExperiment]) -> StaticBevExperiment:
     data.image_size, data.p_lost = (96, 160), 0.25
     experiment.optim.lr, experiment.optim.base_batch, experiment.schedule.warmup_steps = 3e-3, 0, 20
     experiment.loader.batch_size, experiment.loader.workers = 4, 0
+    experiment.evaluation.pictures = experiment.evaluation.picture_steps = 0
     run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 12, 6, 20, "float32"
     return experiment
 

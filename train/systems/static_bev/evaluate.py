@@ -5,8 +5,9 @@ from typing import Literal
 
 import torch
 
-from ....modules.settings import Count, Share
+from ....modules.settings import Count, Share, Whole
 from ....modules.static_bev.network import StaticBev
+from ...distributed import sum_over_ranks
 from ...metrics.pooling import known
 from .data import StaticSamples, StaticWindow
 from .series import InstanceMetric, MapIou, SeriesMetric
@@ -20,6 +21,8 @@ class EvaluationConfig:
     lost: tuple[str, ...] = ()  # cameras that are missing …
     lost_since: Literal["now", "start"] = "now"  # … at this moment only, so that the past has them, or all along
     constant_samples: Count = 256  # training samples whose mean map is the rival that sees nothing
+    pictures: Whole = 0  # samples that each evaluation draws into the run's folder, on the first rank
+    picture_steps: Whole = 0  # training draws the first sample of its batch every so many steps; 0 = never
 
 
 @dataclass
@@ -117,32 +120,50 @@ class Streamer:
         return Said(maps, self.model.head.decode(output)[0], weights, past, found)
 
 
-def evaluate_static(model: StaticBev, loader, config: EvaluationConfig, samples: StaticSamples, constant) -> dict:
-    """All figures: `iou`, `series/…`, `ap/…`, `history/found`, and `constant/…` of the mean map of the training labels.
+@dataclass
+class Measured:
+    """What an evaluation has counted on this rank."""
+
+    own: Metrics
+    rival: Metrics
+    found: list[float]  # for each sample, the share of the intervals that found a frame
+
+    def figures(self) -> dict[str, float]:
+        """Over all ranks: `iou`, `series/…`, `ap/…`, `history/found`, and `constant/…` of the rival."""
+        figures = self.own.compute()
+        beside = ("iou", "iou_best", "series/f1_any")
+        figures |= {f"constant/{name}": value for name, value in self.rival.compute().items() if name in beside}
+        found, count = sum_over_ranks(torch.tensor([sum(self.found), len(self.found)], dtype=torch.float64)).tolist()
+        return figures | ({"history/found": found / count} if count else {})
+
+
+def measure(
+    model: StaticBev, loader, config: EvaluationConfig, cameras: tuple[str, ...], constant: torch.Tensor, look=None
+) -> Measured:
+    """Streams the batches of a loader through a network and counts.
 
     Args:
         model: the network.
-        loader: batches of the validation set on the device.
+        loader: batches of whole scenes in order, on the device.
         config: see `EvaluationConfig`.
-        samples: of the validation set, for the rig's names.
-        constant: (lanes + road, rows, columns), the rival.
+        cameras: the rig's names.
+        constant: (lanes + road, rows, columns), the rival that says the same of every sample.
+        look: called with (batch, row, said) of each sample.
     """
     own, rival = Metrics.of(model, config), Metrics.of(model, config)
-    streamer, found = Streamer(model, samples.names, config), []
+    streamer, found = Streamer(model, cameras, config), []
     for batch in loader:
         for row, said in enumerate(streamer(batch)):
-            place = batch.tokens[row], batch.truth, row, batch.ground[row]
-            own.add(place[0], said.maps, said.instances, *place[1:])
-            rival.add(place[0], constant.to(said.maps), None, *place[1:])
+            token, place = batch.tokens[row], (batch.truth, row, batch.ground[row])
+            own.add(token, said.maps, said.instances, *place)
+            rival.add(token, constant.to(said.maps), None, *place)
             found += [] if said.found is None else [said.found]
-    figures = own.compute()
-    figures |= {
-        f"constant/{name}": x for name, x in rival.compute().items() if name in ("iou", "iou_best", "series/f1_any")
-    }
-    return figures | ({"history/found": sum(found) / len(found)} if found else {})
+            if look is not None:
+                look(batch, row, said)
+    return Measured(own, rival, found)
 
 
-def mean_map(samples: StaticSamples, places) -> torch.Tensor:
+def sum_of_labels(samples: StaticSamples, places) -> torch.Tensor:
     """Sums the labels of some samples: (lanes + road + 1, rows, columns) float64, the last map is their number."""
     total = torch.zeros(len(samples.model.head.lanes) + len(samples.model.head.road) + 1, *samples.grid.shape).double()
     for place in places:

@@ -4,11 +4,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.distributed as dist
 
+from ....modules.static_bev.head import HeadOutput
 from ....modules.static_bev.losses import LOSSES
 from ....modules.static_bev.network import Observation, StaticBev, StaticBevConfig
 from ... import checkpoint
@@ -17,8 +18,8 @@ from ...data.cache import tables_digest
 from ...data.images import normalised
 from ...distributed import on_first_rank, sum_over_ranks, wait_for_all
 from ...optim import matches
-from .data import StaticBatch, StaticDataConfig, StaticSamples, build_static, collate
-from .evaluate import EvaluationConfig, evaluate_static, mean_map
+from .data import StaticBatch, StaticDataConfig, StaticSamples, StaticWindow, build_static, collate
+from .evaluate import EvaluationConfig, Said, measure, sum_of_labels
 from .feature_cache import FeatureCache, cache_path, finish, open_arrays, write_row
 
 FROZEN = ("cameras", "view", "lidar", "fuser")  # what `StaticBev.see` consists of
@@ -35,6 +36,7 @@ class StaticBevExperiment(Experiment):
     losses: dict[str, float] = field(default_factory=lambda: {name: WEIGHTS[name] for name in LOSSES})
     metric: str = "iou_best"
     metric_mode: Literal["min", "max"] = "max"
+    folder: ClassVar[Path] = Path()  # of the run, set by the trainer
 
     def build_model(self) -> StaticBev:
         model = self.model.build()
@@ -65,17 +67,49 @@ class StaticBevExperiment(Experiment):
 
     @torch.no_grad()
     def evaluate(self, model: StaticBev, loader) -> dict[str, float]:
-        """See `evaluate_static`."""
-        model.set_cameras(self._sets[1].names)
-        return evaluate_static(model, loader, self.evaluation, self._sets[1], self._constant(model))
+        """Figures of lanes, road and instances, and of the mean map of the training labels; see `measure`."""
+        names = self._sets[1].names
+        model.set_cameras(names)
+        look = self._drawing(model) if self.evaluation.pictures and not _rank()[0] else None
+        return measure(model, loader, self.evaluation, names, self.mean_map(model), look).figures()
 
-    def _constant(self, model):
-        """The mean map of the training labels, over all ranks."""
+    @torch.no_grad()
+    def watch(self, model: StaticBev, batch: StaticWindow, output, step: int, folder: Path) -> None:
+        """Draws the first sample of a batch every `evaluation.picture_steps` steps."""
+        every = self.evaluation.picture_steps
+        if not every or step % every:
+            return
+        head = HeadOutput(*(part[:1].detach() for part in output.head))
+        maps = torch.cat([head.lanes, head.road], dim=1)[0].sigmoid()
+        weights = None if output.fused is None or output.fused.weights is None else output.fused.weights[0].detach()
+        said = Said(maps, model.head.decode(head)[0], weights, None, None)
+        self._draw(model, batch, 0, said, folder / "pictures" / f"training-{step:08d}.png")
+
+    def _drawing(self, model):
+        """What draws the first samples of an evaluation."""
+        left = [self.evaluation.pictures]
+
+        def look(batch, row, said):
+            if left[0] > 0:
+                left[0] -= 1
+                self._draw(model, batch, row, said, self.folder / "pictures" / f"{batch.tokens[row]}.png")
+
+        return look
+
+    @staticmethod
+    def _draw(model, batch, row, said, path):
+        from .pictures import draw_said  # matplotlib takes its time
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_said(model, said, batch.truth, row, batch.tokens[row]).savefig(path, dpi=100)
+
+    def mean_map(self, model: StaticBev) -> torch.Tensor:
+        """The mean of the training labels, over all ranks: (lanes + road, rows, columns)."""
         if not hasattr(self, "_mean"):
             training = self._sets[0]
             step = -(-len(training) // self.evaluation.constant_samples)
-            rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-            sums = mean_map(training, range(0, len(training), step)[rank::ranks])
+            rank, ranks = _rank()
+            sums = sum_of_labels(training, range(0, len(training), step)[rank::ranks])
             sums = sum_over_ranks(sums.to(next(model.parameters()).device))
             self._mean = (sums[:-1] / sums[-1].clamp(min=1)).float()
         return self._mean
@@ -85,7 +119,7 @@ class StaticBevExperiment(Experiment):
     def _check_cache(self, items):
         """ValueError where what is cached would not stay the same."""
         config, data = self.optim, self.data
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        ranks = _rank()[1]
         steps = items // (self.loader.batch_size * ranks * self.run.accumulate) * self.run.epochs
         kept = [*config.freeze, *(pattern for pattern, until in config.freeze_until.items() if until >= steps)]
         parts = [name for name in FROZEN if self.model.use_lidar or name not in ("lidar", "fuser")]
@@ -160,7 +194,7 @@ def take_step1(model: StaticBev, path: str) -> None:
 def fill_cache(model: StaticBev, samples: StaticSamples, arrays, device: torch.device) -> None:
     """Computes this rank's share of a cache: every moment whole, and where there is a second variant, with the camera
     missing that training would lose."""
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, ranks = _rank()
     for place in range(rank, len(samples.places), ranks):
         for variant in range(arrays[0].shape[1]):
             images, _, _, visible, points, frame = samples.look(place, {}, bool(variant))
@@ -168,3 +202,8 @@ def fill_cache(model: StaticBev, samples: StaticSamples, arrays, device: torch.d
             scan = [points.to(device)] if samples.model.use_lidar else None
             features, seen = model.see(Observation(pixels, frame, visible[None].to(device), scan))
             write_row(arrays, place, variant, features[0], seen[0])
+
+
+def _rank():
+    """(this rank, how many there are)"""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

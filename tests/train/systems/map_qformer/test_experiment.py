@@ -11,12 +11,13 @@ from rigfuse.train import main as program
 from rigfuse.train.config import apply_options, check
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.map_qformer import first_step, memory
+from rigfuse.train.systems.map_qformer.data import MapSamples
 from rigfuse.train.tools import check_setup, compare_maps, generate_gt_cache
 
 TINY = "map_qformer_stage2_tiny"
 SMALL = (
     "data.image_size=36,64", "model.images.channels=16", "model.qformer.width=32", "model.qformer.heads=2",
-    "model.qformer.layers=2", "model.qformer.hidden=32", "model.qformer.tokens=12", "model.lm.width=32",
+    "model.qformer.layers=2", "model.qformer.hidden=32", "model.qformer.grid=1,2", "model.lm.width=32",
     "model.lm.layers=2", "model.lm.hidden=32", "model.instances=6", "model.points=5", "model.decoder.reduce=32,",
     "loader.batch_size=1", "run.log_steps=1", "run.tensorboard=false",
 )  # fmt: skip
@@ -46,7 +47,7 @@ def test_the_cache_is_made_beforehand(small_world, folder, capsys):
     settings = apply_options(experiment(TINY), [*SMALL, f"data.cache={folder / 'cache'}"])
     settings.data.root = str(small_world)
     settings.anchors = str(anchors)
-    with pytest.raises(ValueError, match=r"anchors have shape \(24, 10, 2\), need \(6, 5, 2\) finite numbers"):
+    with pytest.raises(ValueError, match=r"anchors have shape \(20, 10, 2\), need \(6, 5, 2\) finite numbers"):
         settings.build_model()
     settings.build_data()
     assert sorted(path.name for path in (folder / "cache").iterdir()) == made
@@ -140,6 +141,12 @@ def test_the_set_up_is_checked(settings, capsys, monkeypatch):
     model.language.model.norm.weight.data += 1
     report = first_step.one_step(settings, first_step.made_up_batch(settings), torch.device("cpu"))
     assert "the frozen language model moved: its sha256 is another" in report.problems()
+
+
+def test_every_rank_evaluates_as_many_samples():
+    """Or a sharded model would wait for ever; together they see all."""
+    shares = [MapSamples.share(range(5), rank, 3) for rank in range(3)]
+    assert {len(share) for share in shares} == {2} and {index for share in shares for index in share} == set(range(5))
 
 
 def test_the_memory_of_a_step_follows_from_sizes():

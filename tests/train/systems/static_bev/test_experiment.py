@@ -16,8 +16,10 @@ from rigfuse.train import main as program
 from rigfuse.train.data import open_drives
 from rigfuse.train.distributed import World
 from rigfuse.train.systems import experiment
-from rigfuse.train.systems.static_bev.evaluate import Streamer
+from rigfuse.train.systems.static_bev import data
+from rigfuse.train.systems.static_bev.evaluate import Streamer, measure
 from rigfuse.train.systems.static_bev.truth import StaticMap, labels_of
+from rigfuse.train.tools import report_static_bev
 from rigfuse.train.trainer import Trainer
 
 shapely = pytest.importorskip("shapely")
@@ -82,17 +84,34 @@ def test_without_markings_types_are_nuscenes_words_and_the_rest_is_unknown(small
         StaticMap(expansion, None, head)
 
 
-def test_real_maps_have_roads_and_lines_of_unknown_type(nuscenes_root, nuscenes):
-    moment = nuscenes[0][0]
-    ground = StaticMap.load(nuscenes_root, moment.location, HeadConfig()).around(moment.world_T_ego, GRID)
-    labels = labels_of(ground, GRID, HeadConfig(), 0.4)
-    assert set(ground.labels) == {-1} and labels.unknown_lanes.any()
-    assert all((labels.road[0, place] == 255).any() for place in (1, 2, 3))
+def test_on_real_maps_it_learns_roads_and_lines_of_unknown_type(nuscenes_root, nuscenes, monkeypatch):
+    monkeypatch.setattr(data, "read_images", lambda moment, view: torch.zeros(6, 3, 32, 64, dtype=torch.uint8))
+    made = settings(2, nuscenes_root)
+    made.model.history.intervals = (0.5, 2.0, 3.5)
+    drive = next(drive for drive in nuscenes if drive.name == "scene-0103")
+    training, validation = (data.StaticSamples([drive], made.data, each, 0, made.model) for each in (True, False))
+    batch = made.collate([training[0, 10]]).to("cpu")
+    assert not batch.truth.instances_known.any() and batch.truth.unknown_lanes.any()
+    assert all((batch.truth.road[0, place] == 255).any() for place in (1, 2, 3))
+    model = made.build_model()
+    model.set_cameras(training.names)
+    output = model(batch)
+    assert output.figures["history/found"] == 1 and output.losses["lane_focal"] > 0 and output.losses["heat"] == 0
+    sum(output.losses.values()).backward()
+    assert model.head.lanes[-1].bias.grad[:2].all() and not model.head.lanes[-1].bias.grad[4:].any()
+    batches = [made.collate([validation[0, index] for index in (9, 10)]).to("cpu")]
+    constant = torch.zeros(13, *validation.grid.shape)
+    measured = measure(model.eval(), batches, made.evaluation, validation.names, constant)
+    series, figures = measured.own.series.figures(), measured.figures()
+    assert series["Other", "all", 0.7].support == series["any", "all", 0.7].support > 10
+    assert {"iou_best/Road", "iou_best/Curb", "series/f1_any"} <= figures.keys() and "iou/Wall" not in figures
 
 
 def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path):
     plain, cached = settings(2, small_world, step1), settings(2, small_world, step1)
+    plain.model.fusion.kind = cached.model.fusion.kind = "gate"
     cached.data.cache = str(tmp_path / "cache")
+    cached.evaluation.pictures = cached.evaluation.picture_steps = 2
     sets = plain.build_data()[0], cached.build_data()[0]
     assert sets[0].past(2) == [0, 1] and sets[0].past(0) == [None, None]
     files = sorted(path.name for path in (tmp_path / "cache").iterdir())
@@ -118,6 +137,14 @@ def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path
     figures = json.loads((folder / "result.json").read_text())["figures"]
     assert {"iou", "iou_best", "constant/iou_best", "series/f1_any", "history/found"} <= figures.keys()
     assert figures["history/found"] == pytest.approx((0 + 0.5 + 1) / 3)
+    drawn = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert len(drawn) == 4 and drawn[-2:] == ["training-00000000.png", "training-00000002.png"]
+    out = tmp_path / "report"
+    assert report_static_bev.main([str(folder), "--lose", "CAM_FRONT", "--pictures", "1", "--out", str(out)]) == 0
+    text, rows = (out / "report.md").read_text(), json.loads((out / "figures.json").read_text())
+    assert [row["lost"] for row in rows] == ["no loss", "CAM_FRONT"] and len(list(out.glob("run-*.png"))) == 1
+    assert rows[0]["figures"]["iou_best"] == pytest.approx(figures["iou_best"], abs=0.02)
+    assert "### far; recall" in text and "| WideSolidLine | 0 | n/a |" in text and "| CAM_FRONT | " in text
     cached.optim.freeze_until = {"cameras": 10**6}
     with pytest.raises(ValueError, match="data.cache needs view frozen for all 3 steps"):
         cached.build_data()
