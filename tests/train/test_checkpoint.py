@@ -160,7 +160,7 @@ def test_the_damaged_digest_of_another_one_does_not_matter(folder):
 def test_a_good_digest_does_not_make_a_checkpoint(folder, content, message):
     path = folder / "step-00000009.pt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    checkpoint._digest_path(path).write_text(f"{checkpoint._sha256(path)}  {path.name}\n")
+    checkpoint._digest_path(path).write_text(f"{checkpoint.digest(path)}  {path.name}\n")
     with pytest.raises(CheckpointError, match=f"{message}.*the newest good one is .*step-00000002.pt") as error:
         checkpoint.load(path)
     assert "\n" not in str(error.value)
@@ -179,7 +179,7 @@ def test_a_malicious_pickle_runs_nothing(folder, write, monkeypatch):
         torch.save(dict(model=Malicious()), path)
     else:
         path.write_bytes(pickle.dumps(Malicious(), protocol=2))
-    checkpoint._digest_path(path).write_text(f"{checkpoint._sha256(path)}  {path.name}\n")
+    checkpoint._digest_path(path).write_text(f"{checkpoint.digest(path)}  {path.name}\n")
     with pytest.raises(CheckpointError, match="not loaded.*the newest good one is .*step-00000002.pt"):
         checkpoint.load(path)
     assert not (folder / "executed").exists()
