@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rigfuse.modules.poses import from_row, inverse
-from rigfuse.train.world import read_depth
+from rigfuse.train.world import read_depth, tables
 from rigfuse.train.world.casting import Pinhole, Placed, Scanner, cast
 from rigfuse.train.world.scene import REACH, Scene
 from rigfuse.train.world.sensors import EGO_T_LIDAR, ELEVATIONS, LIDAR_REACH, STEPS, default_cameras
@@ -88,6 +88,11 @@ def test_visibility_is_the_share_of_pixels_that_the_depth_pictures_show(drawn, w
         assert low - 0.06 <= seen / alone <= high + 0.06, (actor.category, seen / alone)
         checked[row["visibility_token"]] += 1
     assert checked["1"] > 1 and checked["4"] > 5
+
+
+def test_levels_of_visibility_are_those_of_nuscenes():
+    levels = [tables._visibility(visible, 100) for visible in (0, 39, 40, 59, 60, 79, 80, 100)]
+    assert "".join(levels) == "11223344" and tables._visibility(0, 0) == "1"
 
 
 def test_velocities_and_attributes_are_those_of_the_motion(drawn, rows, nusc):
