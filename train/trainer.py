@@ -26,7 +26,7 @@ from .config import Experiment, check, dumps
 from .distributed import World, on_first_rank, spread_buffers, sum_over_ranks
 from .files import write_whole
 from .loading import BadFiles, OnDevice, TrainingError, build_loaders
-from .log import Meter, RunLog, as_time, peak_memory
+from .log import Meter, RunLog, as_time, machine, peak_memory
 from .optim import FreezeSchedule, Schedule, build_optimizer, learning_rate, set_training
 from .order import seed_step
 from .progress import Progress
@@ -323,6 +323,7 @@ class Trainer:
         best = dict(metric=metric, value=progress.best, step=progress.best_step)
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         result = dict(name=self.experiment.name, **counts, bad_files=len(self.bad_files), best=best, figures=finite)
+        result |= dict(machine=machine(self.world.device) | dict(ranks=self.world.size))
         write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
         self.log.say(f"finished after {progress.step} steps, {progress.skipped} of them skipped; {as_time(seconds)}")
         for name, value in figures.items():

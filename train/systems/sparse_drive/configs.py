@@ -114,7 +114,7 @@ def _tiny(make: Callable[[], DriveExperiment]) -> DriveExperiment:
     optim.multipliers = {name: 1.0 if name == "backbone.body" else factor for name, factor in optim.multipliers.items()}
     experiment.schedule.warmup_steps = 20
     experiment.loader.batch_size, experiment.loader.workers = 4, 0
-    run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 8, 8, 20, "float32"
+    run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 24, 8, 20, "float32"
     return experiment
 
 
