@@ -57,8 +57,8 @@ class Example:
     function: the public function; its first result is the differentiable one.
     table: its tensors.
     recipe: from a `Random` and sizes to the arguments by name, every optional one among them.
-    sizes: several tiles of each kernel. tiny: few enough numbers to differentiate by differences. other: sizes of a
-        second call of a compiled graph. empty: changes of `sizes` that leave nothing to compute.
+    sizes: several tiles of each kernel. tiny: few enough numbers to differentiate by differences. other: nearly as few,
+        each different where a compiled graph may change. empty: changes of `sizes` that leave nothing to compute.
     """
 
     function: Callable
@@ -200,25 +200,25 @@ EXAMPLES = {
     "multi_depth_warp": Example(
         kernels.multi_depth_warp, MULTI_DEPTH_WARP, _warp, _WARP,
         tiny=dict(sources=2, targets=2, channels=2, source=(3, 4), size=(2, 3), depths=2),
-        other={**_WARP, "targets": 3, "size": (4, 3)},
+        other=dict(sources=3, targets=4, channels=3, source=(4, 5), size=(4, 3), depths=3),
         empty=(dict(targets=0), dict(channels=0), dict(source=(0, 5)), dict(size=(0, 3)), dict(size=(2, 0))),
     ),
     "multi_depth_warp of hypotheses": Example(
         kernels.multi_depth_warp, MULTI_DEPTH_WARP, _warp_of_hypotheses, {**_WARP, "sources": 3, "depths": 3},
         tiny=dict(sources=2, targets=2, channels=2, source=(3, 4), size=(2, 3), depths=3),
-        other={**_WARP, "sources": 3, "depths": 2, "size": (4, 3)},
+        other=dict(sources=3, targets=4, channels=3, source=(4, 5), size=(4, 3), depths=2),
         empty=(dict(sources=0), dict(targets=0), dict(channels=0), dict(source=(0, 5)), dict(size=(0, 3))),
     ),
     "bev_warp": Example(
         kernels.bev_warp, BEV_WARP, _bev_warp, _BEV,
         tiny=dict(sources=2, targets=2, channels=2, source=(3, 4), size=(2, 3)),
-        other={**_BEV, "targets": 3, "size": (4, 3)},
+        other=dict(sources=3, targets=4, channels=3, source=(4, 5), size=(4, 3)),
         empty=(dict(targets=0), dict(channels=0), dict(source=(0, 5)), dict(size=(0, 3))),
     ),
     "cross_camera_attention": Example(
         kernels.cross_camera_attention, CROSS_CAMERA_ATTENTION, _cross_camera_attention, _ATTENTION,
         tiny=dict(queries=2, length_q=3, heads=2, dim=16, blocks=3, length_k=2, entries=3),
-        other=dict(queries=2, length_q=11, heads=2, dim=24, blocks=5, length_k=7, entries=2),
+        other=dict(queries=3, length_q=4, heads=2, dim=16, blocks=2, length_k=5, entries=2),
         empty=(dict(queries=0), dict(length_q=0), dict(heads=0), dict(blocks=0), dict(entries=0)),
     ),
     "window_attention": Example(
@@ -230,13 +230,13 @@ EXAMPLES = {
     "window_bias_attention": Example(
         kernels.window_bias_attention, WINDOW_BIAS_ATTENTION, _window_bias_attention, _WINDOW,
         tiny=dict(batch=2, length=3, heads=2, dim=16, maps=((3, 4, 2), (1, 2, 3))),
-        other={**_WINDOW, "batch": 3, "length": 10},
+        other=dict(batch=3, length=4, heads=2, dim=16, maps=((3, 4, 2), (1, 2, 3))),
         empty=(dict(batch=0), dict(length=0), dict(heads=0)),
     ),
     "bias_softmax": Example(
         kernels.bias_softmax, BIAS_SOFTMAX, _bias_softmax, _SOFTMAX,
         tiny=dict(shape=(2, 2, 3), bias_shape=(2, 3)),
-        other=dict(shape=(3, 4, 6, 7), bias_shape=(3, 1, 6, 7)),
+        other=dict(shape=(3, 4, 5), bias_shape=(4, 5)),
         empty=(
             dict(shape=(0, 4), bias_shape=(4,)), dict(shape=(3, 0), bias_shape=(3, 0)),
             dict(shape=(2, 0, 4), bias_shape=(2, 1, 4)),
@@ -251,7 +251,7 @@ EXAMPLES = {
     "deformable_aggregation": Example(
         _of_two_levels, DEFORMABLE_AGGREGATION.of_list(2), _deformable_aggregation, _AGGREGATION,
         tiny=dict(batch=2, anchors=1, points=3, cameras=2, channels=2, groups=1, sizes=((2, 3), (1, 2))),
-        other={**_AGGREGATION, "anchors": 4, "sizes": ((3, 2), (2, 2))},
+        other=dict(batch=3, anchors=1, points=2, cameras=3, channels=3, groups=1, sizes=((3, 2), (1, 3))),
         empty=(
             dict(batch=0), dict(anchors=0), dict(points=0), dict(cameras=0), dict(channels=0),
             dict(sizes=((0, 4), (3, 0))),
@@ -260,7 +260,7 @@ EXAMPLES = {
     "trajectory_importance": Example(
         kernels.trajectory_importance, TRAJECTORY_IMPORTANCE, _trajectory_importance, _TRAJECTORY,
         tiny=dict(trajectories=2, steps=3, size=(3, 4)),
-        other=dict(trajectories=3, steps=5, size=(9, 5)),
+        other=dict(trajectories=3, steps=4, size=(5, 3)),
         empty=(dict(trajectories=0), dict(steps=0), dict(size=(0, 5))),
     ),
 }  # fmt: skip

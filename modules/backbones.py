@@ -1,5 +1,6 @@
 """Image backbone: ResNet and a feature pyramid, at the strides of either convention in use."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from torch import nn
 
 from ..kernels.runtime.extras import optional
 from .backbone_names import resnet_name
-from .settings import Count, Range
+from .settings import Count, Range, Whole
 
 transformers = optional("modules", "transformers")
 
@@ -39,6 +40,7 @@ class PyramidConfig(BackboneConfig):
     """Settings of a `ResNetFPN`."""
 
     strides: tuple[Count, ...] = (8, 16, 32, 64)  # of the levels: consecutive powers of two that begin between 4 and 32
+    remember: Whole = 0  # images whose maps are kept while everything is frozen, so that none is computed twice
 
 
 class ResNet(nn.Module):
@@ -144,12 +146,31 @@ class ResNetFPN(ResNet):
         if config.weights:
             _load(self.fpn, "fpn", config.weights)
 
+        self._memory, self._room = {}, config.remember
+        self.register_load_state_dict_post_hook(lambda module, _: module._memory.clear())
+
     def random_parts(self) -> list[str]:
         return super().random_parts() + (["FPN"] if _untouched_convolutions(self.fpn) else [])
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Turns images (N, 3, H, W), normalised, into one (N, channels, ⌈H/stride⌉, ⌈W/stride⌉) for each stride."""
-        return self.fpn(super().forward(images))
+        if not self._room or any(parameter.requires_grad for parameter in self.parameters()):
+            return self.fpn(super().forward(images))
+        kind = images.device, torch.is_autocast_enabled(images.device.type)
+        keys = [(*kind, hashlib.blake2b(image.contiguous().cpu().numpy()).digest()) for image in images]
+        places = {key: place for place, key in enumerate(keys) if key not in self._memory}
+        found = {key: self._memory[key] for key in keys if key not in places}
+        if places:
+            maps = self.fpn(super().forward(images[list(places.values())]))
+            found |= {key: [x[row].clone() for x in maps] for row, key in enumerate(places)}
+            self._memory |= {key: found[key] for key in places}
+            for key in list(self._memory)[: max(len(self._memory) - self._room, 0)]:
+                del self._memory[key]
+        return [torch.stack(level) for level in zip(*(found[key] for key in keys))]
+
+    def _apply(self, *arguments, **settings):
+        self._memory.clear()  # what follows is of another device or dtype
+        return super()._apply(*arguments, **settings)
 
 
 # ---- weights

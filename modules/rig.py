@@ -191,6 +191,11 @@ class RigFrame:
     def clone(self) -> "RigFrame":
         return RigFrame(self.image_T_ego.clone(), self.world_T_ego.clone(), self.timestamp.clone(), self.scene)
 
+    def one(self, index: int) -> "RigFrame":
+        """One sample, as a batch of one."""
+        rows = slice(index, index + 1)
+        return RigFrame(self.image_T_ego[rows], self.world_T_ego[rows], self.timestamp[rows], self.scene[rows])
+
     @staticmethod
     def cat(frames: Sequence["RigFrame"]) -> "RigFrame":
         """One batch of several, in order."""

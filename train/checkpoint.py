@@ -53,7 +53,7 @@ def save(folder: str | Path, step: int, state: dict, keep: int, branched_at: int
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        line = f"{_sha256(writing)}  {path.name}\n".encode()
+        line = f"{digest(writing)}  {path.name}\n".encode()
         # Both digests are good while either file may be there, so that no moment is without a checkpoint.
         before = _digest_path(path)
         write_whole(before, line + (before.read_bytes() if path.exists() and before.exists() else b""))
@@ -157,7 +157,7 @@ def _problem(path: Path) -> str | None:
         return f"has no {recorded.name} beside it, so it cannot be checked; copy that too"
     try:
         digests = [line.split()[0] for line in recorded.read_bytes().splitlines() if line.strip()]
-        if _sha256(real).encode() not in digests:
+        if digest(real).encode() not in digests:
             return "is damaged: its sha256 is not the recorded one"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
@@ -195,12 +195,13 @@ def _digest_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def digest(path: str | Path) -> str:
+    """The sha256 of a file's content."""
+    result = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+            result.update(chunk)
+    return result.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

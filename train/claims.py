@@ -37,6 +37,9 @@ ACCURACY = 0.01  # relative: within it the figures of V2 count as V1's
 # the detector with frozen branches against all of it training
 FROZEN_MEMORY = Claim("memory −30 %", 0.7, at_least=False)
 FROZEN_SPEED = Claim("speed +30 %", 1.3, at_least=True)
+# the detector's step with routing against the same without
+ROUTING_MEMORY = Claim("memory at most +5 %", 1.05, at_least=False)
+ROUTING_SPEED = Claim("time at most +5 %", 1 / 1.05, at_least=True)
 
 KEYS = "attention reads 3·T·H·W keys instead of 6·T·H·W"
 EQUAL = "outputs and gradients equal where the topologies are made equal"

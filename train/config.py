@@ -21,6 +21,7 @@ import sys
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..modules.settings import Count, Momentum, NonNegative, Positive, Range, Share, Whole
@@ -39,10 +40,11 @@ class OptimConfig:
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     multipliers: dict[str, NonNegative] = field(default_factory=dict)  # pattern → factor on lr; 0 freezes
     freeze: tuple[str, ...] = ()  # patterns that get no gradient in any step
+    freeze_until: dict[str, Whole] = field(default_factory=dict)  # pattern → the first step in which it trains
     clip: NonNegative = 25.0  # largest gradient norm; 0 = no clipping
 
     def validate(self) -> None:
-        for name in ("multipliers", "freeze"):
+        for name in ("multipliers", "freeze", "freeze_until"):
             if any(not part for pattern in getattr(self, name) for part in pattern.split(".")):
                 raise ValueError(
                     f"{name} has a pattern with an empty part: {', '.join(map(repr, getattr(self, name)))}"
@@ -143,6 +145,9 @@ class Experiment:
     def lines(self, figures: Mapping[str, float]) -> list[str]:
         """What the log says beside the figures of each record of training, in lines."""
         return []
+
+    def watch(self, model, batch, output, step: int, folder: Path) -> None:
+        """Looks at what a step has seen and said, on the first rank; a task may draw it into the run's folder."""
 
     def remarks(self, model) -> list[str]:
         """What is odd about the network as it begins to train, in lines that the log shows."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from . import checkpoint
 from .config import Experiment
-from .optim import parameter_groups, set_training
+from .optim import FreezeSchedule, parameter_groups, set_training
 from .run import open_run, settings_of, without_weight_files
 
 INITIAL = "initial"  # stands for the state that a run began with
@@ -50,9 +50,10 @@ class Finding:
         return self.sha256[0] != self.sha256[1]
 
 
-def frozen_names(model: nn.Module, settings: Experiment) -> set[str]:
-    """Names the tensors of the model's state that training with these settings leaves as they are."""
+def frozen_names(model: nn.Module, settings: Experiment, step: int = 1) -> set[str]:
+    """Names the tensors of the model's state that training with these settings leaves as they are up to a step."""
     parameter_groups(model, settings.optim)  # freezes what these freeze
+    FreezeSchedule(model, settings.optim.freeze_until).apply(step - 1)
     set_training(model)
     moving = {
         f"{name}.{buffer}"
@@ -83,7 +84,7 @@ def compare(earlier: State, later: State) -> list[Finding]:
     model = settings.build_model()
     for state in (earlier, later):
         checkpoint.load_weights(model, state.weights, state.source)
-    frozen, findings = frozen_names(model, settings), []
+    frozen, findings = frozen_names(model, settings, later.step), []
     for name, tensor in model.state_dict(keep_vars=True).items():
         pair = earlier.weights[name], later.weights[name]
         findings.append(

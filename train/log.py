@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import resource
 import sys
 import time
@@ -136,6 +137,18 @@ class Meter:
         rate = self._steps / max(time.monotonic() - self._since, 1e-9)
         self._sums, self._steps, self._since = torch.zeros_like(self._sums), 0, time.monotonic()
         return {name: value / n for name, value, n in zip(self.names, sums, counts) if n}, rate
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What figures of this process depend on: processor, threads, GPU where that is the device, versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    facts = dict(cpu=names[0] if names else platform.machine(), threads=torch.get_num_threads())
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= dict(gpu=properties.name, gpu_mib=properties.total_memory // 2**20)
+    return facts | dict(torch=torch.__version__, python=platform.python_version())
 
 
 def peak_memory(device: torch.device) -> float:

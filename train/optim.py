@@ -44,7 +44,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, samples: int = 0) ->
     """
     names = [name for name, _ in model.named_parameters()]
     multipliers = dict(config.multipliers) | dict.fromkeys(config.freeze, 0.0)
-    for pattern in multipliers:
+    for pattern in (*multipliers, *config.freeze_until):
         if not any(matches(pattern, name) for name in names):
             raise ValueError(f"optim: the pattern {pattern!r} matches no parameter{nearest(pattern, _prefixes(names))}")
     groups, lr = {}, learning_rate(config, samples)
@@ -66,6 +66,37 @@ def parameter_groups(model: nn.Module, config: OptimConfig, samples: int = 0) ->
     if not groups:
         raise ValueError("optim: every parameter is frozen, nothing is left to train")
     return list(groups.values())
+
+
+class FreezeSchedule:
+    """Freezes parameters by pattern until a step (`OptimConfig.freeze_until`); the latest step of several counts.
+
+    Args:
+        model: after `parameter_groups`, whose groups hold what is frozen here too: it may train later.
+        until: pattern → the first step in which it trains.
+    """
+
+    def __init__(self, model: nn.Module, until: dict[str, int]):
+        found = {}
+        for name, parameter in model.named_parameters():
+            steps = [step for pattern, step in until.items() if matches(pattern, name)]
+            if steps and parameter.requires_grad:
+                found[name] = parameter, max(steps)
+        self._parameters = found
+
+    @property
+    def names(self) -> set[str]:
+        """The parameters that are frozen at first."""
+        return set(self._parameters)
+
+    def apply(self, step: int) -> list[str]:
+        """Freezes what is frozen in this step and lets the rest train; returns what changed by it."""
+        changed = []
+        for name, (parameter, until) in self._parameters.items():
+            if parameter.requires_grad != (step >= until):
+                parameter.requires_grad_(step >= until)
+                changed.append(name)
+        return changed
 
 
 def set_training(model: nn.Module) -> None:
@@ -92,8 +123,15 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dic
     return {names[parameter]: state for parameter, state in optimizer.state.items()}
 
 
-def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, torch.Tensor]]) -> None:
+def load_moments(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    saved: dict[str, dict[str, torch.Tensor]],
+    scheduled: set[str] = frozenset(),
+) -> None:
     """Gives the optimiser what `moments` returned; rates, decay and betas stay those it was built with.
+
+    Parameters of `scheduled` may have begun to train, or not yet.
 
     Raises:
         ValueError: they are of other parameters than those that train now; the message names some.
@@ -101,8 +139,9 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict
     parameters = dict(model.named_parameters())
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
-    if saved and saved.keys() != trained:
-        for names, what in ((saved.keys() - trained, "no longer train"), (trained - saved.keys(), "did not train")):
+    if saved and saved.keys() - scheduled != trained - scheduled:
+        gone, new = saved.keys() - trained, trained - saved.keys() - scheduled
+        for names, what in ((gone, "no longer train"), (new, "did not train")):
             if names:
                 shown = ", ".join(sorted(names)[:3])
                 raise ValueError(f"{len(names)} parameters {what}: {shown}{', …' if len(names) > 3 else ''}")

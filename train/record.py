@@ -10,6 +10,7 @@ A system adds to the record of its runs by a method of its experiment:
 which returns sections in Markdown and puts its pictures and tables into `folder`.
 """
 
+import json
 import math
 import statistics
 from collections import defaultdict
@@ -49,6 +50,12 @@ class Run:
     @property
     def steps(self) -> int:
         return max(line["step"] for line in self.log)
+
+    @property
+    def machine(self) -> dict:
+        """What it was trained on, see `log.machine`; empty where it did not come to its end."""
+        path = self.folder / "result.json"
+        return json.loads(path.read_text()).get("machine", {}) if path.is_file() else {}
 
     @property
     def best(self) -> dict[str, float]:
@@ -134,7 +141,20 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
 
 
 def runs_table(runs: Sequence[Run]) -> list[list[str]]:
-    rows = [["run", "config", "seed", "batch", "steps", "it/s", "peak MiB", "best validation", "last loss"]]
+    head = [
+        "run",
+        "config",
+        "seed",
+        "batch",
+        "epochs",
+        "steps",
+        "rate",
+        "it/s",
+        "peak MiB",
+        "best validation",
+        "last loss",
+    ]
+    rows = [[*head, "trained on"]]
     for run in runs:
         settings, best = run.settings, run.best
         losses = [line["loss"] for line in run.log if "loss" in line]
@@ -143,12 +163,15 @@ def runs_table(runs: Sequence[Run]) -> list[list[str]]:
                 run.folder.name,
                 settings.name,
                 str(settings.run.seed),
-                f"{settings.loader.batch_size} × {settings.run.accumulate}",
+                f"{settings.loader.batch_size} × {settings.run.accumulate} × {run.machine.get('ranks', 1)}",
+                str(settings.run.epochs),
                 str(run.steps),
+                f"{settings.optim.lr:g}",
                 f"{run.speed:.2f}",
                 f"{run.memory:.0f}",
                 f"{settings.metric} {best[settings.metric]:.4f}" if best else "—",
                 f"{losses[-1]:.4f}" if losses else "—",
+                ", ".join(f"{name} {value}" for name, value in run.machine.items()) or "—",
             ]
         )
     return rows

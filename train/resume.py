@@ -57,7 +57,7 @@ def take_over(trainer, path: str | Path) -> list[str]:
     lines = _adapt(trainer, path, progress, data, changed)
     try:
         checkpoint.load_weights(trainer.model, state["model"], path)
-        load_moments(trainer.model, trainer.optimizer, optimizer)
+        load_moments(trainer.model, trainer.optimizer, optimizer, trainer.freezing.names)
     except (CheckpointError, ValueError) as error:
         reason = str(error) if isinstance(error, CheckpointError) else f"{path} cannot be resumed: {error}"
         since = [f"changed: {line}" for line in changed if line.startswith(("model.", "optim.freeze", "optim.mult"))]

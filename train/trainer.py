@@ -26,8 +26,8 @@ from .config import Experiment, check, dumps
 from .distributed import World, on_first_rank, spread_buffers, sum_over_ranks
 from .files import write_whole
 from .loading import BadFiles, OnDevice, TrainingError, build_loaders
-from .log import Meter, RunLog, as_time, peak_memory
-from .optim import Schedule, build_optimizer, learning_rate, set_training
+from .log import Meter, RunLog, as_time, machine, peak_memory
+from .optim import FreezeSchedule, Schedule, build_optimizer, learning_rate, set_training
 from .order import seed_step
 from .progress import Progress
 from .resume import state_of, take_over, warmup_samples
@@ -61,6 +61,7 @@ class Trainer:
         weights: str | Path | None = None,
     ):
         check(experiment)
+        experiment.folder = Path(folder)
         self.experiment, self.run, self.world, self.profile = experiment, experiment.run, world, profile
         self.folder, self.progress, self.average = Path(folder), Progress(), None
         self.bad_files = BadFiles(experiment.loader.max_bad_files, world.rank)
@@ -73,16 +74,17 @@ class Trainer:
         self.model = experiment.build_model().to(world.device)
         self.begun = [] if weights is None or resume else [checkpoint.take_weights(self.model, weights)]
         self.optimizer = build_optimizer(self.model, experiment.optim, self.batches.per_step)
+        self.freezing = FreezeSchedule(self.model, experiment.optim.freeze_until)
         self.schedule = Schedule(self.optimizer, experiment.schedule)
         self.amp = getattr(torch, self.run.amp)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp == torch.float16)
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.progress.warmup_samples = warmup_samples(experiment.schedule, self.batches)
         if resume is not None:
             self._resume(Path(resume))
         self.total = self.progress.total_steps(self.batches, self.run.epochs)
         self._set_rates()
-        self.network = DistributedDataParallel(self.model) if world.size > 1 else self.model
+        self.freezing.apply(self.progress.step)
+        self._prepare_network()
 
     def fit(self) -> dict[str, float]:
         """Trains to the end and returns the last evaluation's figures. SystemExit(143) after a SIGTERM, once saved;
@@ -131,6 +133,7 @@ class Trainer:
         meter = Meter(list(self.experiment.losses), self.world.device)
         for _ in range(self.batches.steps_left):
             self._profiler()
+            self._thaw()
             seed_step(run.seed, self.world.rank, progress.step)
             losses, norm, applied, stop = self._step(batches)
             self._count(applied)
@@ -145,6 +148,23 @@ class Trainer:
                 raise SystemExit(128 + signal.SIGTERM)
             if run.checkpoint_steps and progress.step % run.checkpoint_steps == 0:
                 self._save()
+
+    def _thaw(self):
+        """Lets parameters train whose step has come."""
+        thawed = self.freezing.apply(self.progress.step)
+        if thawed:
+            self._prepare_network()
+            set_training(self.model)
+            self.buffers = Buffers(self.model)
+            self.log.say(f"step {self.progress.step}: {len(thawed)} parameters train from here on: {thawed[0]}, …")
+
+    def _prepare_network(self):
+        """What trains, and the network that reduces its gradients."""
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not self.trained:
+            raise ValueError("optim.freeze_until freezes every parameter, nothing is left to train")
+        self.network = None  # gives back what an earlier one has hooked to the parameters
+        self.network = DistributedDataParallel(self.model) if self.world.size > 1 else self.model
 
     def _step(self, batches) -> tuple[dict[str, torch.Tensor], torch.Tensor, bool, bool]:
         """One update from `accumulate` batches: mean losses, gradient norm, whether it was applied, whether to stop."""
@@ -169,6 +189,8 @@ class Trainer:
     def _forward(self, batch):
         with self._autocast():
             output = self.network(batch)
+        if self.world.is_main:
+            self.experiment.watch(self.model, batch, output, self.progress.step, self.folder)
         losses, self._figures = output.losses, getattr(output, "figures", {})
         weights = self.experiment.losses
         for name in losses:
@@ -301,6 +323,7 @@ class Trainer:
         best = dict(metric=metric, value=progress.best, step=progress.best_step)
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         result = dict(name=self.experiment.name, **counts, bad_files=len(self.bad_files), best=best, figures=finite)
+        result |= dict(machine=machine(self.world.device) | dict(ranks=self.world.size))
         write_whole(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
         self.log.say(f"finished after {progress.step} steps, {progress.skipped} of them skipped; {as_time(seconds)}")
         for name, value in figures.items():

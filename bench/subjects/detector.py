@@ -1,4 +1,4 @@
-"""A training step of the detector, with and without frozen branches: forward, losses, backward, optimiser.
+"""A training step of the detector, with and without frozen branches and routing: forward, losses, backward, optimiser.
 
 Networks, settings and what is frozen are those of train's configurations; weights, images, points and boxes are random,
 but as if after some training: batch norms know the statistics of the inputs, and beside each box is a query. Rounding
@@ -14,7 +14,7 @@ from torch import nn
 from ...modules.cmt_aqr.detector import CmtAqr
 from ...modules.cmt_aqr.head import DETECTION_CLASSES
 from ...modules.detection.batch import DetectionInput
-from ...train.claims import FROZEN_MEMORY, FROZEN_SPEED
+from ...train.claims import FROZEN_MEMORY, FROZEN_SPEED, ROUTING_MEMORY, ROUTING_SPEED
 from ...train.command_line import TextTable
 from ...train.data import Drive
 from ...train.optim import build_optimizer, set_training
@@ -44,8 +44,9 @@ PROVIDERS = {
     "unfrozen": Provider(f"cmt_aqr_unfrozen_{_SIZE}", False, "everything trains"),
     "frozen": Provider(f"cmt_aqr_{_SIZE}", False, "the image backbone and the LiDAR branch up to its neck are frozen"),
     "frozen-checkpointed": Provider(f"cmt_aqr_{_SIZE}", True, "frozen, and decoder layers computed again in backward"),
+    "unrouted": Provider(f"cmt_{_SIZE}", False, "frozen, without routing"),
 }
-GROUPS = {"unfrozen": "unfrozen", "frozen": "frozen", "frozen-checkpointed": "frozen"}
+GROUPS = {"unfrozen": "unfrozen", "frozen": "frozen", "frozen-checkpointed": "frozen", "unrouted": "unrouted"}
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,18 @@ SUBJECT = Detector()
 
 
 def judge(outcome) -> list[claims.Judged]:
-    """What the documents expect of freezing the detector's branches."""
+    """What the documents expect of freezing the detector's branches, and what routing may cost."""
     cases = [case for _, case in outcome.sizes]
     if not cases:
         return []
-    name, pair = "a training step with frozen branches", ("unfrozen", "frozen")
-    where = claims.Where(SCOPE, claims.claimed_case(cases), STEP, name, pair)
-    table = Table(outcome.rows)
-    return [claims.judge_memory(FROZEN_MEMORY, table, where), claims.judge_speed(FROZEN_SPEED, table, where)]
+    table, judged = Table(outcome.rows), []
+    for name, pair, memory, speed in (
+        ("a training step with frozen branches", ("unfrozen", "frozen"), FROZEN_MEMORY, FROZEN_SPEED),
+        ("a training step with routing", ("unrouted", "frozen"), ROUTING_MEMORY, ROUTING_SPEED),
+    ):
+        where = claims.Where(SCOPE, claims.claimed_case(cases), STEP, name, pair)
+        judged += [claims.judge_memory(memory, table, where), claims.judge_speed(speed, table, where)]
+    return judged
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,9 @@ def _settings(case: DetectorCase, provider: Provider) -> DetectionExperiment:
     for branch in ("camera", "lidar"):
         own, other = getattr(settings.model, branch), getattr(regime.model, branch)
         own.frozen_stages, own.norm_eval = other.frozen_stages, other.norm_eval
-    settings.optim = regime.optim
+    settings.optim, aqr = regime.optim, regime.model.aqr
+    settings.model.aqr.generation, settings.model.aqr.learnable_scale = aqr.generation, aqr.learnable_scale
+    settings.model.grid_mask = 0.0
     settings.model.decoder.checkpoint = provider.checkpoint
     settings.model.decoder.dropout = 0.0  # it would be another one in another dtype
     return settings
@@ -218,7 +225,8 @@ def _call(step: _Step, provider: Provider, dtype: torch.dtype) -> TrainingStep:
     half = dtype in (torch.float16, torch.bfloat16)
     settings = _settings(step.case, provider)
     model = settings.build_model().to(step.device)
-    model.load_state_dict(step.weights)
+    own = model.state_dict()
+    model.load_state_dict({name: weight for name, weight in step.weights.items() if name in own})
     batch = _in_float64(model, step.batch) if dtype == torch.float64 else step.batch
     optimizer = build_optimizer(model, settings.optim)  # freezes what the experiment freezes
     set_training(model)
@@ -247,5 +255,6 @@ def _in_float64(model: CmtAqr, batch: DetectionInput) -> DetectionInput:
     """Changes the model; heads and losses stay float32, as they are under autocast too."""
     model.double()
     for part in (model.task_heads, model.attention_bias_generator):
-        part.float()
+        if part is not None:
+            part.float()
     return replace(batch, images=batch.images.double(), points=[points.double() for points in batch.points])

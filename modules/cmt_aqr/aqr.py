@@ -11,8 +11,10 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from ...kernels import TokenMap, multi_depth_warp
+from ...kernels import TokenMap, multi_depth_warp, window_attention
+from ..attention import check_heads
 from ..maps_layout import MapLayout
+from ..operations import OperationModule
 from ..settings import Count, Positive
 from .transformer import Routing
 
@@ -25,6 +27,9 @@ class AQRConfig:
     """Settings of the routing."""
 
     generation: Generation = "v3"
+    evidence: Literal["window", "point"] = "window"  # what weights are judged by: attention in windows, or one sample
+    heads: Count = 4  # of that attention, of 16 to 128 channels each
+    feedforward: Count = 1024  # hidden channels of the network after it
     window_sizes: tuple[Count, Count] = (8, 5)  # sides in cells: camera, LiDAR
     bias_scale: Positive = 2.5  # where it starts
     min_scale: Positive = 0.5  # limits of the scale
@@ -39,14 +44,79 @@ class AQRConfig:
 
     def build(
         self, channels: int, layout: MapLayout
-    ) -> tuple["AQRWeightGenerator | None", "AttentionBiasGenerator | None"]:
+    ) -> tuple["AQRWeightGenerator | PointWeightGenerator | None", "AttentionBiasGenerator | None"]:
         """Builds the two generators for maps of C channels; None for generation "none"."""
         if self.generation == "none":
             return None, None
-        return AQRWeightGenerator(channels, hidden=channels), AttentionBiasGenerator(layout, self)
+        if self.evidence == "point":
+            weights = PointWeightGenerator(channels, hidden=channels)
+        else:
+            maps = token_maps(layout, self.window_sizes)
+            weights = AQRWeightGenerator(channels, maps, heads=self.heads, feedforward=self.feedforward)
+        return weights, AttentionBiasGenerator(layout, self)
 
 
-class AQRWeightGenerator(nn.Module):
+def token_maps(layout: MapLayout, windows: tuple[int, int]) -> tuple[TokenMap, ...]:
+    """The BEV map, then the cameras', with windows of these sides in cells: camera, LiDAR."""
+    return (TokenMap(*layout.bev_shape, windows[1]), *(TokenMap(*layout.view_shape, windows[0]),) * layout.cameras)
+
+
+class AQRWeightGenerator(OperationModule):
+    """Gives each query one weight per modality, from what the query is and what the maps hold round its place.
+
+    One layer of a transformer whose queries attend only to the tokens in their windows on the BEV map and on the camera
+    maps (`window_attention`), with the decoder's position encodings and a learned vector for each modality on keys and
+    values; residual, norm, feed-forward network, residual, norm. A query that has no token in any window goes by its
+    place alone. The last layer starts at zero: every weight is 0, so training starts from the detector without routing.
+
+    Args:
+        channels: C of queries and tokens.
+        maps: in the order of their tokens, see `token_maps`; the first is the LiDAR's, the others the camera's.
+        heads: attention heads, of 16 to 128 channels each.
+        feedforward: hidden channels.
+    """
+
+    def __init__(self, channels: int, maps: tuple[TokenMap, ...], *, heads: int = 4, feedforward: int = 1024):
+        super().__init__()
+        check_heads("AQRWeightGenerator: heads", heads, channels)
+        self.maps, self.heads = tuple(maps), heads
+        self.query, self.out = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.key, self.value = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.modality = nn.Parameter(torch.randn(2, 2, channels) * 0.02)  # key and value of camera and LiDAR
+        self.feedforward = nn.Sequential(nn.Linear(channels, feedforward), nn.ReLU(), nn.Linear(feedforward, channels))
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
+        self.last = _zero_linear(channels, 2)
+
+    def forward(
+        self, query: torch.Tensor, memory: torch.Tensor, memory_pos: torch.Tensor, cells: torch.Tensor
+    ) -> torch.Tensor:
+        """Weighs the modalities: a negative weight suppresses one. All floating inputs but `cells` get gradients.
+
+        Args:
+            query: (B, N, C), the encodings of the queries' places.
+            memory: (B, L, C) tokens.
+            memory_pos: (B, L, C), the encodings of the tokens' places.
+            cells: (B, N, maps, 2) float32, see `MapLayout.cells`.
+
+        Returns:
+            (B, N, 2) of camera and LiDAR, in [−1, 1].
+        """
+        key, value = self._of_modalities(self.key(memory + memory_pos), 0), self._of_modalities(self.value(memory), 1)
+        parts = (x.unflatten(-1, (self.heads, -1)) for x in (self.query(query), key, value))
+        read = window_attention(*parts, cells, maps=self.maps, backend=self.backend)
+        query = self.norms[0](query + self.out(read.flatten(2)))
+        query = self.norms[1](query + self.feedforward(query))
+        return torch.tanh(self.last(query))
+
+    def _of_modalities(self, tokens, kind):
+        """Adds to projected tokens (B, L, C) the vectors of their modalities, after the projection, which so keeps its
+        input for backward and no sum."""
+        bev = self.maps[0].height * self.maps[0].width
+        camera, lidar = self.modality[:, kind].to(tokens.dtype)
+        return torch.cat([tokens[:, :bev] + lidar, tokens[:, bev:] + camera], dim=1)
+
+
+class PointWeightGenerator(nn.Module):
     """Gives each query one weight per modality, from what the query is and what the modality's map holds at its place.
 
     The last layer starts at zero: every weight is 0, so training starts from the detector without routing.
@@ -59,11 +129,8 @@ class AQRWeightGenerator(nn.Module):
 
     def __init__(self, channels: int, *, hidden: int, modalities: int = 2):
         super().__init__()
-        self.network = nn.Sequential(
-            nn.Linear(channels + modalities * (channels + 1), hidden), nn.ReLU(), nn.Linear(hidden, modalities)
-        )
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
+        self.hidden = nn.Linear(channels + modalities * (channels + 1), hidden)
+        self.last = _zero_linear(hidden, modalities)
 
     def forward(self, query: torch.Tensor, local: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Weighs the modalities: a negative weight suppresses one.
@@ -76,7 +143,15 @@ class AQRWeightGenerator(nn.Module):
             (B, N, M) in [−1, 1].
         """
         present = torch.where(seen[..., None], local, 0)
-        return torch.tanh(self.network(torch.cat([query, present.flatten(2), seen.to(query.dtype)], dim=-1)))
+        hidden = torch.relu(self.hidden(torch.cat([query, present.flatten(2), seen.to(query.dtype)], dim=-1)))
+        return torch.tanh(self.last(hidden))
+
+
+def _zero_linear(channels, out):
+    layer = nn.Linear(channels, out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def gather_local(
@@ -151,8 +226,7 @@ class AttentionBiasGenerator(nn.Module):
         windows = config.window_sizes
         if not config.use_local_bias:
             windows = (_whole(layout.view_shape), _whole(layout.bev_shape))
-        views = (TokenMap(*layout.view_shape, windows[0]),) * layout.cameras
-        self.maps = (TokenMap(*layout.bev_shape, windows[1]), *views)
+        self.maps = token_maps(layout, windows)
         scale = torch.tensor(float(config.bias_scale))
         if config.learnable_scale:
             self.bias_scale = nn.Parameter(scale)

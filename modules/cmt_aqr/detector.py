@@ -28,6 +28,7 @@ from .aqr import (
     AQRConfig,
     AQRWeightGenerator,
     AttentionBiasGenerator,
+    PointWeightGenerator,
     gather_local,
     modulate,
     render_weights,
@@ -58,8 +59,9 @@ class DetectorConfig:
     aqr: AQRConfig = field(default_factory=AQRConfig)
 
     def validate(self) -> None:
-        """ValueError where the decoder's heads do not divide the channels, or an encoding does not fit."""
+        """ValueError where heads do not divide the channels, or an encoding does not fit."""
         check_heads("decoder.heads", self.decoder.heads, self.channels)
+        check_heads("aqr.heads", self.aqr.heads, self.channels)
         if self.lidar.grid is not None and self.encoding != "cmt":
             raise ValueError(f"lidar.grid is {self.lidar.grid}, needs encoding cmt: others place cells by the range")
 
@@ -193,7 +195,7 @@ class CmtAqr(OperationModule):
         task_heads: TaskHeads,
         queries: int,
         generation: str,
-        aqr_weight_generator: AQRWeightGenerator | None = None,
+        aqr_weight_generator: AQRWeightGenerator | PointWeightGenerator | None = None,
         attention_bias_generator: AttentionBiasGenerator | None = None,
         denoising_groups: int,
         grid_mask: float = 0.0,
@@ -238,7 +240,7 @@ class CmtAqr(OperationModule):
             query_pos = self.query_embed.queries(queries.points, batch.image_T_ego, queries.cells)
             memory_pos = self.query_embed.memory(batch.image_T_ego)
         with annotate("aqr"):
-            memory, routing, weights = self._route(queries, query_pos, bev, images)
+            memory, routing, weights = self._route(queries, query_pos, bev, images, memory_pos)
         with annotate("query_decoder"):
             states = self.transformer(query_pos, memory, memory_pos, routing, queries.self_mask)
         with annotate("task_heads"):
@@ -284,14 +286,22 @@ class CmtAqr(OperationModule):
         return _Queries(reference, points, self.layout.cells(points, batch.image_T_ego), denoising)
 
     def _route(
-        self, queries: _Queries, query_pos: torch.Tensor, bev: torch.Tensor, images: torch.Tensor
+        self,
+        queries: _Queries,
+        query_pos: torch.Tensor,
+        bev: torch.Tensor,
+        images: torch.Tensor,
+        memory_pos: torch.Tensor,
     ) -> tuple[torch.Tensor, Routing | None, torch.Tensor | None]:
         """The decoder's memory (B, L, C), its routing, and the weights of the matching queries (B, N, 2)."""
         memory = torch.cat([bev.flatten(2).mT, images.flatten(3).mT.flatten(1, 2)], dim=1)
         if self.generation == "none":
             return memory, None, None
-        local, seen = gather_local(bev, images, queries.cells, backend=self.backend)
-        weights = self.aqr_weight_generator(query_pos, local, seen).float()
+        if isinstance(self.aqr_weight_generator, PointWeightGenerator):
+            local, seen = gather_local(bev, images, queries.cells, backend=self.backend)
+            weights = self.aqr_weight_generator(query_pos, local, seen).float()
+        else:
+            weights = self.aqr_weight_generator(query_pos, memory, memory_pos, queries.cells).float()
         matching, bias = weights[:, queries.first :], self.attention_bias_generator
         if self.generation == "v3":
             return memory, bias(weights, queries.cells), matching

@@ -61,6 +61,13 @@ class MapDecoder(nn.Module):
         self.register_buffer("sides", torch.tensor(line_range), persistent=False)
         self.register_buffer("anchors", spread_lines(instances, points, line_range))  # metres
 
+    def set_anchors(self, anchors: torch.Tensor) -> None:
+        """Lets the points begin elsewhere: (instances, points, 2) metres."""
+        if anchors.shape != self.anchors.shape or not bool(anchors.isfinite().all()):
+            needed = f"{tuple(self.anchors.shape)} finite numbers: lines, points, x and y"
+            raise ValueError(f"anchors have shape {tuple(anchors.shape)}, need {needed}")
+        self.anchors.copy_(anchors)
+
     def forward(self, tokens: torch.Tensor) -> MapOutput:
         """tokens (B, instances · (1 + points), width), instances and their points interleaved."""
         instances, points = self.anchors.shape[:2]

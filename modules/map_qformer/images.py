@@ -35,12 +35,13 @@ class ImageTokens(nn.Module):
     Args:
         config: see `ImageConfig`.
         width: of the tokens.
+        grid: rows and columns of the parts of an image.
     """
 
-    def __init__(self, config: ImageConfig, width: int):
+    def __init__(self, config: ImageConfig, width: int, grid: tuple[int, int]):
         super().__init__()
-        self.config = config
-        self.backbone = ResNetFPN(config.backbone, config.channels)
+        self.config, self.grid = config, grid
+        self.backbone = ResNetFPN(config.backbone, config.channels).to(memory_format=torch.channels_last)
         self.content = nn.Linear(config.channels, width)
         self.camera = nn.Embedding(len(config.cameras), width)
         self.scale = nn.Embedding(len(config.backbone.strides), width)
@@ -51,7 +52,7 @@ class ImageTokens(nn.Module):
 
     def forward(
         self, images: torch.Tensor, frame: RigFrame, missing: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Turns images into tokens, scale after scale, camera after camera, row after row.
 
         Args:
@@ -60,7 +61,8 @@ class ImageTokens(nn.Module):
             missing: (B, V) bool, True = missing; None = nobody is.
 
         Returns:
-            tokens (B, K, width), and which of them are of cameras that are there (B, K) bool; None = all.
+            tokens (B, K, width); the means of the finest scale's over the parts of every image, (B, V · rows · columns,
+            width), zero for missing cameras; and which tokens are of cameras that are there (B, K) bool, None = all.
         """
         batch, views = images.shape[:2]
         if missing is not None:
@@ -71,10 +73,15 @@ class ImageTokens(nn.Module):
         for scale, (stride, level) in enumerate(zip(self.backbone.strides, self.backbone(flat))):
             content = self.content(level.flatten(2).mT).unflatten(0, (batch, views))  # (B, V, cells, width)
             place = self.place(self._places(frame, tuple(level.shape[-2:]), stride, images.device))
-            tokens.append((content + place + self.camera(camera)[:, None] + self.scale.weight[scale]).flatten(1, 2))
+            found = self.norm(content + place + self.camera(camera)[:, None] + self.scale.weight[scale])
+            tokens.append(found.flatten(1, 2))
+            if scale == 0:
+                parts = mean_of_parts(found.unflatten(2, level.shape[-2:]), self.grid)
             if missing is not None:
                 there.append((~missing)[:, :, None].expand(-1, -1, content.shape[2]).flatten(1))
-        return self.norm(torch.cat(tokens, dim=1)), torch.cat(there, dim=1) if there else None
+        if missing is not None:
+            parts = torch.where(missing[:, :, None, None], 0, parts)
+        return torch.cat(tokens, dim=1), parts.flatten(1, 2), torch.cat(there, dim=1) if there else None
 
     def _places(self, frame, size, stride, device):
         """(B, V, cells, numbers) float32: where each cell's ray meets the ground, whether it does, its direction, its
@@ -84,6 +91,20 @@ class ImageTokens(nn.Module):
         place = sinusoidal((ground / self.config.reach + 1) / 2, _PLACE)
         origin = origin[:, :, None].expand_as(direction)
         return torch.cat([place, meets[..., None], direction, origin / 3], dim=-1).float().to(device)
+
+
+def mean_of_parts(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Means over the parts of maps (…, H, W, C): (…, rows · columns, C). As adaptive average pooling, but with a
+    gradient that is the same on every run."""
+    rows, columns = (_averages(size, count).to(maps) for size, count in zip(maps.shape[-3:-1], grid))
+    return torch.einsum("ih,jw,...hwc->...ijc", rows, columns, maps).flatten(-3, -2)
+
+
+def _averages(size, count):
+    """(count, size): the mean over each of `count` parts of a row, which overlap where they must."""
+    part, place = torch.arange(count)[:, None], torch.arange(size)
+    inside = (place >= part * size // count) & (place < -(-(part + 1) * size // count))
+    return inside / inside.sum(1, keepdim=True)
 
 
 def cell_rays(image_T_ego: torch.Tensor, size: tuple[int, int], stride: float) -> tuple[torch.Tensor, torch.Tensor]:

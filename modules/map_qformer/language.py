@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ...kernels.runtime.extras import optional, require
-from ..settings import Count, Range
+from ..settings import Count, Range, Whole
 
 transformers = optional("modules", "transformers")
 
@@ -34,6 +34,7 @@ class LanguageConfig:
         "map: lane dividers, pedestrian crossings and road boundaries. Every query that follows stands for one line "
         "or for one point of it; say for each line what it is, and for each point where it lies around the car."
     )
+    blocks: Whole = 0  # only so many of a named model's blocks, the first ones; 0 = all
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # float16 overflows in many models
     checkpoint: bool = True  # compute each block again in backward instead of keeping what is in it
     shard: bool = False  # over the ranks, with FSDP2's fully_shard
@@ -113,9 +114,8 @@ class FrozenLanguageModel(nn.Module):
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
-        for block in blocks(self.model):
-            fully_shard(block, mesh=mesh)
-        fully_shard(self.model, mesh=mesh)
+        for part in (self.model.get_input_embeddings(), *blocks(self.model), self.model):
+            fully_shard(part, mesh=mesh)
 
     def forward(self, scene: torch.Tensor, queries: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Reads the prompt, then the scene, then the queries.
@@ -248,4 +248,14 @@ def _named(config):
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         needed = "a folder or a hub name of a causal model, smollm2, random or none"
         raise ValueError(f"lm.source is {config.source!r} ({reason}); needs {needed}") from None
-    return model.base_model, torch.tensor(ids)
+    return _first_blocks(model.base_model, config.blocks), torch.tensor(ids)
+
+
+def _first_blocks(model, count):
+    """A base model without its later blocks."""
+    if count > model.config.num_hidden_layers:
+        raise ValueError(f"lm.blocks is {count}, the model has {model.config.num_hidden_layers}")
+    if count:
+        del blocks(model)[count:]
+        model.config.num_hidden_layers = count
+    return model

@@ -51,10 +51,10 @@ class MapQFormer(nn.Module):
     def __init__(self, config: MapQFormerConfig):
         super().__init__()
         self.config = config
-        self.images = ImageTokens(config.images, config.qformer.width)
+        self.images = ImageTokens(config.images, config.qformer.width, config.qformer.grid)
         self.language = config.lm.build()
         width, scale = self.language.width, self.language.scale
-        self.qformer = SceneQFormer(config.qformer, width, scale)
+        self.qformer = SceneQFormer(config.qformer, len(config.images.cameras), width, scale)
         self.queries = MapQueries(config.instances, config.points, width, scale, config.shared_queries)
         sizes = config.instances, config.points, len(config.classes)
         self.decoder = MapDecoder(config.decoder, width, *sizes, config.line_range)
@@ -78,9 +78,9 @@ class MapQFormer(nn.Module):
             told = f"missing is {tuple(missing.shape)} {str(missing.dtype).removeprefix('torch.')}"
             raise ValueError(f"MapQFormer: {told}, needs {tuple(images.shape[:2])} bool")
         with annotate("map_qformer.images"):
-            tokens, there = self.images(images, frame, missing)
+            tokens, parts, there = self.images(images, frame, missing)
         with annotate("map_qformer.qformer"):
-            scene = self.qformer(tokens, there)
+            scene = self.qformer(tokens, parts, there)
         with annotate("map_qformer.language"):
             mask = sequence_mask(scene.shape[1], self.config.instances, self.config.points, scene.device)
             found = self.language(scene, self.queries(), mask)

@@ -21,7 +21,7 @@ class QFormerConfig:
     heads: Count = 12
     hidden: Count = 3072
     dropout: Momentum = 0.1
-    tokens: Count = 768  # of the scene: 128 for each of six cameras
+    grid: tuple[Count, Count] = (8, 16)  # scene tokens of each camera: rows and columns
     weights: str | None = None  # a file of tensors, or a folder with model.safetensors; None = random
 
     def validate(self) -> None:
@@ -32,11 +32,14 @@ class QFormerConfig:
 class SceneQFormer(nn.Module):
     """Turns image tokens into scene tokens of a language model's width.
 
-    transformers' `Blip2QFormerModel`: learned queries attend to one another, and in every other layer to the image
-    tokens. What it says is projected and brought to the scale of the language model's own embeddings.
+    transformers' `Blip2QFormerModel`: queries attend to one another, and in every other layer to the image tokens. A
+    query is a learned vector and the mean of one part of one camera's image, so that it begins with a place of its own;
+    of a missing camera it is the vector alone. What the Q-Former says is projected and brought to the scale of the
+    language model's own embeddings.
 
     Args:
         config: see `QFormerConfig`.
+        cameras: their number.
         width: of the scene tokens.
         scale: root mean square of the scene tokens before training.
 
@@ -44,14 +47,14 @@ class SceneQFormer(nn.Module):
         ValueError: `config.weights` do not fit, in name or shape; nothing is loaded in part.
     """
 
-    def __init__(self, config: QFormerConfig, width: int, scale: float):
+    def __init__(self, config: QFormerConfig, cameras: int, width: int, scale: float):
         super().__init__()
         size = transformers.Blip2QFormerConfig(
             hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.heads,
             intermediate_size=config.hidden, encoder_hidden_size=config.width, hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout, attn_implementation="sdpa",
         )  # fmt: skip
-        self.queries = nn.Parameter(0.02 * torch.randn(config.tokens, config.width))
+        self.queries = nn.Parameter(0.02 * torch.randn(cameras * config.grid[0] * config.grid[1], config.width))
         self.body = transformers.Blip2QFormerModel(size)
         self.project = nn.Linear(config.width, width)
         self.norm = nn.LayerNorm(width)
@@ -59,15 +62,16 @@ class SceneQFormer(nn.Module):
         if config.weights:
             _load(self.body, Path(config.weights))
 
-    def forward(self, tokens: torch.Tensor, there: torch.Tensor | None = None) -> torch.Tensor:
-        """Reads tokens (B, K, C), those that are `there` (B, K) bool, None = all: (B, scene tokens, width).
+    def forward(self, tokens: torch.Tensor, parts: torch.Tensor, there: torch.Tensor | None = None) -> torch.Tensor:
+        """Reads tokens (B, K, C), those that are `there` (B, K) bool, None = all: (B, scene tokens, width). `parts`
+        (B, scene tokens, C) are what the queries begin with.
 
         Raises:
             ValueError: nothing of a sample is there.
         """
         if there is not None and not bool(there.any(dim=1).all()):
             raise ValueError("SceneQFormer: all cameras of a sample are missing, needs at least one")
-        queries = self.queries.expand(len(tokens), -1, -1)
+        queries = self.queries + parts
         found = self.body(queries, encoder_hidden_states=tokens, encoder_attention_mask=there).last_hidden_state
         return self.norm(self.project(found))
 

@@ -3,14 +3,11 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from ...kernels.runtime.extras import optional
+from ..clusters import kmeans
 from ..polylines import spread_lines
 from .motion import COMMANDS, turned
-
-cluster = optional("modules", "scipy.cluster.vq")
 
 _CAR = (4.6, 1.9, 1.7)  # metres
 
@@ -23,21 +20,6 @@ class Anchors:
     lines: torch.Tensor  # (N, points · 2)
     motion: torch.Tensor | None = None  # (classes, modes, steps, 2), places in the agent's own frame, x ahead
     plan: torch.Tensor | None = None  # (3, plan modes, plan steps, 2), places, by command
-
-
-def kmeans(samples: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:
-    """Centres (count, D) of the samples (M, D), by k-means++ and Lloyd's iterations; the same on every run.
-
-    Raises:
-        ValueError: fewer different samples than centres.
-    """
-    different = torch.unique(samples, dim=0)
-    if len(different) < count:
-        raise ValueError(f"kmeans: samples has {len(different)} different rows, needs at least {count}")
-    centres, _ = cluster.kmeans2(
-        samples.double().numpy(), count, minit="++", seed=np.random.default_rng(seed), missing="raise"
-    )
-    return torch.from_numpy(centres).float()
 
 
 def box_anchors(boxes: torch.Tensor, count: int, *, largest_distance: float = 55.0, seed: int = 0) -> torch.Tensor:

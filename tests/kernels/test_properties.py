@@ -193,16 +193,18 @@ def test_ops_keep_the_rules_of_torch(example, backend, device):
 
 
 @DYNAMO
-def test_compiles_to_a_full_graph(example, any_backend, device):
-    """Forward and backward, with sizes that change, its results in the layout that eager gives them."""
+def test_compiles_to_a_full_graph(example, backend, device):
+    """Forward and backward, its results in the layout that eager gives them. Sizes change where the graph holds ops of
+    this package; what plain PyTorch does then is its own affair, and slow to find out."""
     torch._dynamo.reset()
+    changing = backend == "triton"
 
     def call(**arguments):
-        returned = example.function(**arguments, backend=any_backend)
+        returned = example.function(**arguments, backend=backend)
         return (2 * returned[0], *returned[1:]) if isinstance(returned, tuple) else 2 * returned
 
-    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
-    for sizes in (example.sizes,) if any_backend == "definition" else (example.sizes, example.other):
+    compiled = torch.compile(call, fullgraph=True, dynamic=changing, backend="aot_eager")
+    for sizes in (example.tiny, example.other)[: 1 + changing]:
         arguments = example.make(torch.float32, device, sizes)
         expected = run(example, arguments, function=call)
         actual = run(example, arguments, function=compiled)
@@ -210,13 +212,21 @@ def test_compiles_to_a_full_graph(example, any_backend, device):
         assert actual["out"].stride() == expected["out"].stride()
 
 
-def test_repeats_itself_bit_for_bit(example, any_backend, device):
-    arguments = example.make(torch.float32, device)
-    first = run(example, arguments, backend=any_backend)
+def test_repeats_itself_bit_for_bit(example, any_backend, device, monkeypatch):
     if any_backend == "definition" and device == "cuda":
         pytest.skip("grid_sample and index_put add atomically")
-    for _ in range(2):
+    # The interpreter runs one program after another: there is nothing to see in many.
+    arguments = example.make(torch.float32, device, None if device == "cuda" else example.tiny)
+    first = run(example, arguments, backend=any_backend)
+    for _ in range(2 if device == "cuda" else any_backend == "definition"):
         assert_same_bits(run(example, arguments, backend=any_backend), first)
+    if any_backend != "definition":  # nor is anything called that PyTorch knows not to repeat itself
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert_same_bits(run(example, arguments, backend=any_backend), first)
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
 def test_each_gradient_alone(example, backend, device):

@@ -61,3 +61,32 @@ def test_frozen_stages_keep_weights_and_statistics():
 def test_strides_that_cannot_be(strides):
     with pytest.raises(ValueError, match="strides is"):
         pyramid(strides)
+
+
+def test_a_frozen_pyramid_computes_no_image_twice():
+    plain = pyramid((16, 32)).eval().requires_grad_(False)
+    keeps = pyramid((16, 32), remember=3).eval().requires_grad_(False)
+    keeps.load_state_dict(plain.state_dict())
+    seen = []
+    keeps.body.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    a, b, c, d = torch.randn(4, 3, 64, 96)
+
+    def check(*images):
+        for ours, theirs in zip(keeps(torch.stack(images)), plain(torch.stack(images)), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+    check(a, b, a)
+    check(b, a, c)
+    check(c, b)
+    check(d, a)
+    check(a, c)  # there was no room for all four: the oldest went
+    assert seen == [2, 1, 1, 1]
+    with torch.no_grad():
+        plain.fpn.smooth[0].bias += 1
+    keeps.load_state_dict(plain.state_dict())
+    check(c, d)
+    plain.double(), keeps.double()
+    a, b = a.double(), b.double()
+    check(a, b)
+    plain.fpn.requires_grad_(), keeps.fpn.requires_grad_()
+    assert keeps(a[None])[0].requires_grad and seen == [2, 1, 1, 1, 2, 2, 1]

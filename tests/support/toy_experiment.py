@@ -152,8 +152,9 @@ def toy(*options: str) -> ToyExperiment:
 
 def train_on_ranks(world, folder):
     """What test_distributed looks at: a run, the same resumed, one that one rank began, one with a NaN on one rank,
-    one with an infinite statistic on one rank."""
+    one with an infinite statistic on one rank; and what `maps_on_ranks` does, which needs two ranks too."""
     from rigfuse.train.trainer import Trainer
+    from support import maps_on_ranks
 
     def fit(name, *options, resume=None):
         trainer = Trainer(toy("model.dropout=0", *options), folder / name, world, resume=resume)
@@ -169,9 +170,11 @@ def train_on_ranks(world, folder):
     fit("dropout", "model.dropout=0.5", "run.checkpoint_steps=1", "run.keep=50", "run.ema=0.9")
     fit("dropout-resumed", "model.dropout=0.5", "run.ema=0.9", resume=step("dropout", 7))
     fit("nan", "model.fault=nan@1:9", "run.accumulate=2", "model.norm=true")
+    fit("thaw", "optim.freeze_until={'head': 4}", "model.norm=true")
     fit("huge", f"data.huge={HUGE}", "model.norm=true", "run.epochs=1")
     _the_first_rank_acts(world, folder / "first")
     evaluate_on_rank(world, folder)
+    maps_on_ranks.train_on_ranks(world, folder / "maps")
 
 
 HUGE = 22  # with the toy's seed, this item is on rank 1 in the first epoch
@@ -210,6 +213,7 @@ def evaluate_on_rank(world, folder):
     from rigfuse.train.trainer import Trainer
 
     options = ("data.scenes=1,1", "data.image_size=32,64", "loader.batch_size=3", "model.vae.enable=false")
+    options += ("evaluate_without=CAM_FRONT,CAM_BACK",)
     figures = Trainer(apply_options(experiment("completion_v2_tiny"), options), folder, world).evaluate()
     (folder / f"figures-{world.size}-{world.rank}.json").write_text(json.dumps(figures))
 

@@ -118,7 +118,13 @@ def test_flatten():
 
 MAY_BE_ZERO = {
     *("losses", "optim.base_batch", "optim.weight_decay", "optim.betas", "optim.multipliers", "optim.clip"),
-    *("schedule.warmup_steps", "schedule.warmup_factor", "schedule.final_factor", "schedule.milestones"),
+    *(
+        "schedule.warmup_steps",
+        "schedule.warmup_epochs",
+        "schedule.warmup_factor",
+        "schedule.final_factor",
+        "schedule.milestones",
+    ),
     *("schedule.momentum_factor", "loader.workers", "loader.max_bad_files", "run.seed", "run.ema"),
     *("run.checkpoint_steps", "run.max_skipped", "run.profile_steps"),
 }

@@ -16,7 +16,7 @@ from rigfuse.train import checkpoint
 from rigfuse.train.distributed import World
 from rigfuse.train.trainer import Trainer
 from support import toy_experiment
-from support.ranks import run_ranks
+from support.ranks import run_ranks, train_toy_on_ranks
 from support.runs import lines
 
 
@@ -39,7 +39,7 @@ def equal(a, b):
 
 
 def test_both_ranks_hold_the_same_weights(folder):
-    for name in ("whole", "from-one", "dropout", "nan"):
+    for name in ("whole", "from-one", "dropout", "nan", "thaw"):
         assert equal(*states(folder, name)), name
 
 
@@ -125,6 +125,33 @@ def test_what_is_evaluated_on_ranks_is_what_is_saved(folder, tmp_path):
     assert logged == [pytest.approx(alone.evaluate()["error"], rel=1e-5)]
 
 
+# ---- a frozen model, whole on each rank or split over both by FSDP2
+
+
+def test_both_ranks_hold_the_same_weights_and_figures_of_maps(folder):
+    for name in ("whole", "sharded", "resumed"):
+        first, second = states(folder / "maps", name)
+        assert all(torch.equal(value, second["model"][key]) for key, value in first["model"].items()), name
+        assert first["figures"] == second["figures"] and "mAP" in first["figures"]
+
+
+def test_a_sharded_model_gives_the_gradients_of_a_whole_one(folder):
+    """So after two steps the weights are the same; each rank holds about half of the frozen ones."""
+    whole, sharded = states(folder / "maps", "whole")[0], states(folder / "maps", "sharded")[0]
+    assert whole["local"] == whole["total"] and 0 < sharded["local"] < 0.6 * sharded["total"]
+    assert whole["model"].keys() == sharded["model"].keys()
+    for name, value in whole["model"].items():
+        torch.testing.assert_close(sharded["model"][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sharded_run_resumes_bit_for_bit(folder):
+    whole, resumed = states(folder / "maps", "sharded")[0], states(folder / "maps", "resumed")[0]
+    assert all(torch.equal(value, resumed["model"][name]) for name, value in whole["model"].items())
+
+
+# ---- processes that torchrun watches over
+
+
 def torchrun(folder, *options):
     """(status, output, seconds) of the toy on two ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
@@ -145,10 +172,12 @@ def test_an_error_on_one_rank_stops_all_within_a_minute(tmp_path):
 
 
 def test_an_error_in_the_save_stops_all_within_a_minute(tmp_path):
-    (tmp_path / "checkpoints").write_text("not a folder")
-    status, output, seconds = torchrun(tmp_path, "run.checkpoint_steps=2")
-    assert status != 0 and seconds < 60
-    assert "FileExistsError" in output and "FirstRankError" in output
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("not a folder")
+    every = ("--config", "toy", "--work-dir", str(tmp_path / "run"), "--cfg-options", "run.checkpoint_steps=2")
+    (first, said), (second, other) = train_toy_on_ranks(2, tmp_path / "logs", *every)  # within a minute, or it raises
+    assert first == second == 1 and "error: [Errno 17] File exists" in said.splitlines()[-1]
+    assert "Traceback" not in said + other
 
 
 def test_sigterm_to_torchrun_saves_once(tmp_path):

@@ -6,6 +6,7 @@ from torch import nn
 
 from rigfuse.train.config import OptimConfig, ScheduleConfig
 from rigfuse.train.optim import (
+    FreezeSchedule,
     Schedule,
     build_optimizer,
     factor,
@@ -15,6 +16,7 @@ from rigfuse.train.optim import (
     moments,
     momentum_factor,
     parameter_groups,
+    set_training,
 )
 
 
@@ -76,6 +78,26 @@ def test_what_is_frozen_stays_bitwise():
         optimizer.step()
     moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"task_heads.weight", "task_heads.bias"}
+
+
+def test_a_schedule_freezes_until_a_step():
+    network, until = model(), {"img_backbone": 2, "img_backbone.0.bias": 4}
+    optimizer = build_optimizer(network, OptimConfig(lr=0.1, freeze_until=until, weight_decay=0.5))
+    schedule = FreezeSchedule(network, until)
+    assert schedule.names == {f"img_backbone.{name}" for name in ("0.weight", "0.bias", "1.weight", "1.bias")}
+    for step in range(6):
+        before = {name: p.clone() for name, p in network.state_dict().items()}
+        assert len(schedule.apply(step)) == {0: 4, 2: 3, 4: 1}.get(step, 0)
+        set_training(network)
+        network["task_heads"](network["img_backbone"](torch.randn(4, 2))).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moved = {name for name, p in network.state_dict().items() if not torch.equal(p, before[name])}
+        frozen = {n for n in before if n.startswith("img_backbone")} if step < 2 else {"img_backbone.0.bias"}
+        assert not moved & (frozen if step < 4 else set()) and "task_heads.weight" in moved
+        assert ("img_backbone.0.weight" in moved) == (step >= 2) and ("img_backbone.0.bias" in moved) == (step >= 4)
+    with pytest.raises(ValueError, match="'img_backbon' matches no parameter; did you mean 'img_backbone'"):
+        parameter_groups(model(), OptimConfig(freeze_until={"img_backbon": 9}))
 
 
 def test_a_pattern_without_a_match_names_the_nearest():

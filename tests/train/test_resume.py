@@ -45,9 +45,10 @@ def at(folder, step):
         (12, ("run.amp=bfloat16",)),
         (5, ("loader.workers=2",)),
         (5, ("run.ema=0.9", "model.norm=true", "schedule.kind=cyclic", "optim.decay=matrices")),
+        (7, ("optim.freeze_until={'head': 7, 'body': 9}", "model.norm=true")),
         (7, ("loader.batch_size=5", "schedule.kind=multistep", "run.accumulate=2", "run.epochs=5")),
     ],
-    ids=["mid-epoch", "epoch's end", "2 workers", "average, norm, cyclic", "left-over samples"],
+    ids=["mid-epoch", "epoch's end", "2 workers", "average, norm, cyclic", "thawing", "left-over samples"],
 )
 def test_resume_is_bit_exact(tmp_path, stop, options):
     whole = train(tmp_path / "whole", *EVERY, *options)
@@ -169,9 +170,11 @@ CHANGES = {
     "optim.betas": ((), "0.5,0.9"),
     "optim.multipliers": ((), "{'head': 0.5}"),
     "optim.freeze": ((), "head"),
+    "optim.freeze_until": ((), "{'head': 8}"),
     "optim.clip": ((), "0.01"),
     "schedule.kind": ((), "constant"),
     "schedule.warmup_steps": ((), "20"),
+    "schedule.warmup_epochs": (("schedule.warmup_steps=20",), "0.5"),
     "schedule.warmup_factor": (("schedule.warmup_steps=20",), "0.5"),
     "schedule.final_factor": ((), "0.5"),
     "schedule.milestones": (("schedule.kind=multistep",), "0.3"),

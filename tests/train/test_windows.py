@@ -66,6 +66,11 @@ def test_an_item_depends_on_seed_epoch_and_index_alone():
     assert not same(first, windows[1, 5]) and not same(first, Windows(drives, DRAWN, True, seed=4)[0, 5])
     plain = Windows(drives, DRAWN, training=False)
     assert same(plain[0, 5], plain[1, 5])
+    unmoved = replace(SMALL, image_size=(32, 48), shift=False)
+    keeps = Windows(drives, replace(unmoved, remember=9), training=True)
+    for index in (5, 6, 5):
+        assert same(keeps[index, index], Windows(drives, unmoved, training=False)[0, index])
+    assert keeps._images.cache_info().misses == 4  # three moments, and one more
 
 
 def test_augmentation_is_folded_into_the_projection(tmp_path):

@@ -32,6 +32,7 @@ class DatasetConfig:
     val_split: str | None = None
     image_size: tuple[Count, Count] = (900, 1600)  # height, width
     resize: tuple[Positive, Positive] = (1.0, 1.0)
+    shift: bool = True  # draw the horizontal place of the crop; False = the middle
     flip: bool = False  # mirror the images of half of the samples
     rotation: NonNegative = 0.0  # degrees, of the images, drawn from ±rotation
 
@@ -146,7 +147,7 @@ class DriveSamples(Dataset):
         config = self.config
         return dict(
             factor=rng.uniform(*config.resize),
-            across=rng.uniform(),
+            across=rng.uniform() if config.shift else 0.5,
             flip=bool(rng.random() < 0.5) and config.flip,
             rotation=rng.uniform(-config.rotation, config.rotation),
         )

@@ -23,6 +23,7 @@ class WindowConfig(DatasetConfig):
     history: Whole = 4  # moments before the present
     future: Count = 6  # moments of the ego's trajectory
     scenes: tuple[Count, Count] = (16, 4)  # of the built-in drive: for training, for validation
+    remember: Whole = 0  # moments whose images stay in memory: none is read twice where nothing is drawn (`shift` …)
 
 
 @dataclass
@@ -68,21 +69,26 @@ class Windows(DriveSamples):
 
     def __init__(self, drives: Sequence[Drive], config: WindowConfig, training: bool, seed: int = 0):
         super().__init__(drives, config, training, seed, history=config.history)
+        self._remember()
+
+    def _remember(self):
         self._pose = lru_cache(maxsize=4096)(self._read_pose)
+        self._images = lru_cache(maxsize=self.config.remember)(self._read_images)
 
     def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name != "_pose"}
+        return {name: value for name, value in vars(self).items() if name not in ("_pose", "_images")}
 
     def __setstate__(self, state):
         vars(self).update(state)
-        self._pose = lru_cache(maxsize=4096)(self._read_pose)
+        self._remember()
 
     def read(self, place: int, rng: np.random.Generator) -> WindowBatch:
         moments, view = self.moments(place), self.draw_view(rng)
         images, frames = [], []
-        for moment in moments:
+        drive, present = self.places[place]
+        for index, moment in zip(range(present - self.history, present + 1), moments):
             augmentations = self.augmentations(moment.rig, view)
-            images.append(read_images(moment, augmentations))
+            images.append(self._images(drive, index, tuple(view.items())))
             rig = moment.rig.augmented(augmentations)
             frames.append(rig.frame(moment.world_T_ego, moment.timestamp, moment.scene))
         trajectory = self._trajectory(*self.places[place])
@@ -95,6 +101,10 @@ class Windows(DriveSamples):
         ego_T_world = torch.linalg.inv(self._pose(drive, present))
         future = [self._pose(drive, min(present + step, last)) for step in range(1, self.config.future + 1)]
         return torch.stack([(ego_T_world @ pose)[:2, 3] for pose in future]).float()
+
+    def _read_images(self, drive, index, view):
+        moment = self.drives[drive][index]
+        return read_images(moment, self.augmentations(moment.rig, dict(view)))
 
     def _read_pose(self, drive, index):
         return self.drives[drive][index].world_T_ego

@@ -6,7 +6,7 @@ from ..command_line import nearest
 from ..config import Experiment
 
 # The folders here; `configs.EXPERIMENTS` in each has its experiments by name.
-SYSTEMS = ("completion", "cmt_aqr", "depth", "map_qformer", "sparse_drive")
+SYSTEMS = ("completion", "cmt_aqr", "depth", "map_qformer", "sparse_drive", "static_bev")
 EXPERIMENTS = {
     name: make for system in SYSTEMS for name, make in import_module(f".{system}.configs", __name__).EXPERIMENTS.items()
 }

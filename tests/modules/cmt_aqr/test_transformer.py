@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rigfuse.modules.cmt_aqr.aqr import AQRConfig, AQRWeightGenerator, AttentionBiasGenerator, gather_local
+from rigfuse.modules.cmt_aqr.aqr import AQRConfig, AQRWeightGenerator, AttentionBiasGenerator, token_maps
 from rigfuse.modules.cmt_aqr.encodings import CoordinateEncoding
 from rigfuse.modules.cmt_aqr.transformer import DecoderConfig, QueryDecoder
 from rigfuse.modules.maps_layout import MapLayout
@@ -191,15 +191,17 @@ def whole_step(reference, dtype=torch.float32):
     """A detector's step from reference points to the decoder's output, the maps in `dtype`, without its backbones."""
     torch.manual_seed(0)
     encoding = CoordinateEncoding(32, LAYOUT, depths=4)
-    routing_weights, bias, module = with_noise(AQRWeightGenerator(32, hidden=16)), generator(), decoder()
+    routing_weights = with_noise(AQRWeightGenerator(32, token_maps(LAYOUT, (4, 3)), heads=2, feedforward=16))
+    bias, module = generator(), decoder()
     bev, images = torch.randn(2, 32, 6, 5, requires_grad=True), torch.randn(2, 6, 32, 4, 10, requires_grad=True)
     leaves = [bev, images, reference]
     bev, images = bev.to(dtype), images.to(dtype)
     cells = LAYOUT.cells(reference, IMAGE_T_EGO)
     query_pos = encoding.queries(reference, IMAGE_T_EGO, cells)
-    weights = routing_weights(query_pos, *gather_local(bev, images, cells))
     memory = torch.cat([bev.flatten(2).mT, images.flatten(3).mT.flatten(1, 2)], dim=1)
-    out = module.eval()(query_pos, memory, encoding.memory(IMAGE_T_EGO), bias(weights, cells))
+    memory_pos = encoding.memory(IMAGE_T_EGO)
+    weights = routing_weights(query_pos, memory, memory_pos, cells).float()
+    out = module.eval()(query_pos, memory, memory_pos, bias(weights, cells))
     parts = (bias, routing_weights, encoding, module)
     return out, [*leaves, *(parameter for part in parts for parameter in part.parameters())]
 
@@ -212,8 +214,10 @@ def test_a_reference_point_that_is_not_a_number_does_no_harm():
     assert out.isfinite().all() and torch.equal(out[:, 1], clean[:, 1])  # the other sample does not notice
     gradients = torch.autograd.grad(out.square().sum() + out.sum(), leaves)
     assert all(gradient.isfinite().all() for gradient in gradients)
-    learns = 3 + 1 + 4 + 8  # all but the decoder, whose first self-attention sees nothing
-    assert all(gradient.any() for gradient in gradients[:learns]) and not gradients[2][0, 3].any()
+    learns = 3 + 1 + 19 + 8  # all but the decoder, whose first self-attention sees nothing
+    shift = 3 + 1 + 6  # of the routing's keys, which a softmax does not see
+    assert all(gradient.any() for place, gradient in enumerate(gradients[:learns]) if place != shift)
+    assert not gradients[2][0, 3].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

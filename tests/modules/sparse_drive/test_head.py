@@ -223,6 +223,23 @@ def test_upstreams_options(head):
     }
 
 
+@torch.no_grad()
+def test_the_order_of_the_cameras_does_not_matter(head):
+    """So weights of a head that was trained with the cameras in another order, as upstream's, need none of theirs."""
+    order = [0, 2, 1, 5, 3, 4]
+    config = as_upstream(small_config())
+    config.cameras = tuple(config.cameras[place] for place in order)
+    heads = [SparseDriveHead(as_upstream(small_config())).eval(), SparseDriveHead(config).eval()]
+    for each in heads:
+        each.load_state_dict(head.state_dict())
+    now = frame([0.0])
+    other = RigFrame(now.image_T_ego[:, order], now.world_T_ego, now.timestamp, now.scene)
+    expected, _ = heads[0](maps(), now, SIZE)
+    output, _ = heads[1]([level[:, order] for level in maps()], other, SIZE)
+    torch.testing.assert_close(output.detection.anchors, expected.detection.anchors, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.motion.plan_steps, expected.motion.plan_steps, atol=1e-4, rtol=1e-4)
+
+
 def test_refusals(head):
     with pytest.raises(ValueError, match="maps are of 5 cameras, needs 6: CAM_FRONT, "):
         head([level[:, :5] for level in maps()], frame([0.0]), SIZE)

@@ -76,6 +76,29 @@ def cmt_aqr_fixed() -> DetectionExperiment:
     return _without_scale("v3")
 
 
+def cmt_aqr_point() -> DetectionExperiment:
+    """The weights are judged by one sample of each map."""
+    experiment = cmt_aqr()
+    experiment.model.aqr.evidence = "point"
+    return experiment
+
+
+def cmt_aqr_window8() -> DetectionExperiment:
+    """Windows of 8 cells on both kinds of map."""
+    experiment = cmt_aqr()
+    experiment.model.aqr.window_sizes = (8, 8)
+    return experiment
+
+
+def cmt_aqr_1600x640() -> DetectionExperiment:
+    """v3 at the documents' larger size, 180×180 and 6×40×100 cells, with ResNet-50 where they have VoVNet."""
+    experiment = cmt_aqr()
+    experiment.data.image_size, experiment.data.point_range = (640, 1600), (-54.0, -54.0, -3.0, 54.0, 54.0, 5.0)
+    experiment.model.lidar.voxel_size = (0.075, 0.075, 0.2)
+    experiment.model.aqr.window_sizes = (15, 5)
+    return experiment
+
+
 def cmt_aqr_unfrozen() -> DetectionExperiment:
     """Everything trains, the branches as slowly as their necks."""
     experiment = cmt_aqr()
@@ -119,7 +142,7 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     data.image_size, data.sweeps, data.resize, data.cbgs = (96, 160), 1, (1.0, 1.0), False
     data.point_range = (-25.6, -25.6, -3.0, 25.6, 25.6, 5.0)
     data.bev_rotation, data.bev_scale, data.bev_flip, data.bev_translation = 0.0, (1.0, 1.0), False, 0.0
-    data.flip, model.grid_mask = False, 0.0
+    data.flip, data.sampled_epochs, model.grid_mask = False, 0, 0.0
     data.p_no_image = data.p_no_lidar = 0.0
     model.channels, model.queries, model.denoising_groups = 64, 100, 3
     model.camera.resnet, model.camera.frozen_stages, model.camera.norm_eval = "tiny", -1, False
@@ -128,6 +151,7 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     lidar.channels, lidar.blocks = (16, 32), 1
     lidar.second, lidar.layers, lidar.frozen_stages, lidar.norm_eval = (32, 64), 2, -1, False
     decoder.layers, decoder.heads, decoder.feedforward, decoder.dropout = 2, 4, 128, 0.0
+    model.aqr.feedforward = 128
     optim.lr, optim.base_batch, optim.multipliers = 2e-3, 0, dict.fromkeys(optim.multipliers, 1.0)
     experiment.schedule.kind, experiment.schedule.warmup_steps = "cosine", 20
     experiment.loader.batch_size, experiment.loader.workers = 2, 0
@@ -144,9 +168,12 @@ _FULL = {
     f"cmt_aqr_scale20_{_SIZE}": cmt_aqr_scale20,
     f"cmt_aqr_scale30_{_SIZE}": cmt_aqr_scale30,
     f"cmt_aqr_fixed_{_SIZE}": cmt_aqr_fixed,
+    f"cmt_aqr_point_{_SIZE}": cmt_aqr_point,
+    f"cmt_aqr_window8_{_SIZE}": cmt_aqr_window8,
     f"cmt_aqr_unfrozen_{_SIZE}": cmt_aqr_unfrozen,
     f"cmt_upstream_{_SIZE}": cmt_upstream,
     f"cmt_aqr_upstream_{_SIZE}": cmt_aqr_upstream,
+    "cmt_aqr_voxel0075_vov_1600x640_cbgs": cmt_aqr_1600x640,
 }
 EXPERIMENTS: dict[str, Callable[[], DetectionExperiment]] = dict(_FULL)
 EXPERIMENTS |= {f"{name}_tiny": partial(_tiny, make) for name, make in _FULL.items()}

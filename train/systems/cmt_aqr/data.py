@@ -11,11 +11,12 @@ import torch
 from ....modules.detection.batch import DetectionInput
 from ....modules.detection.boxes import DETECTION_CLASSES
 from ....modules.maps_layout import POINT_RANGE
-from ....modules.settings import Count, NonNegative, Positive, Share
+from ....modules.settings import Count, NonNegative, Positive, Share, Whole
 from ...data.bev import BevAugmentation
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
 from ...data.images import BadFile, normalised
 from ...data.moments import Drive, Moment
+from .sampling import Frame, put_objects
 
 _UNCHANGED = BevAugmentation()
 
@@ -35,6 +36,8 @@ class DetectionConfig(DatasetConfig):
     bev_translation: NonNegative = 0.5  # metres, standard deviation along each axis
     bev_flip: bool = True  # mirror x in half of the samples, and y in half
     cbgs: bool = True  # class-balanced resampling
+    sampled_epochs: Whole = 15  # the first so many epochs put objects of other frames into each, see `put_objects`
+    donors: Count = 2  # of how many frames
     p_no_image: Share = 0.25  # share of the samples whose images are made black …
     p_no_lidar: Share = 0.25  # … and of those, never the same, that lose their points
 
@@ -100,8 +103,15 @@ class DetectionSamples(DriveSamples):
         _check(config)
         super().__init__(drives, config, training, seed)
         self._balance, self._last_order = None, (None, None)  # the last epoch asked for, and its order
-        if training and config.cbgs:
-            self._balance = ClassBalance([self.targets(self.moment(place))[1] for place in range(len(self.places))])
+        self._donors, self._sampling = None, False
+        if training and (config.cbgs or config.sampled_epochs):
+            balance = ClassBalance([self.targets(self.moment(place))[1] for place in range(len(self.places))])
+            self._balance = balance if config.cbgs else None
+            self._donors = balance if config.sampled_epochs else None
+
+    def __getitem__(self, key: tuple[int, int]) -> DetectionBatch:
+        self._sampling = self._donors is not None and key[0] < self.config.sampled_epochs
+        return super().__getitem__(key)
 
     def __len__(self) -> int:
         return len(self.places) if self._balance is None else len(self._balance)
@@ -118,16 +128,27 @@ class DetectionSamples(DriveSamples):
 
     def read(self, place: int, rng: np.random.Generator) -> DetectionBatch:
         moment, (view, bev, use_images, use_points) = self.moment(place), self.draw(rng)
+        frame = self._frame(moment, view, use_images, use_points)
+        if self._sampling:
+            places = [other for other in self._donors.places(self.config.donors, rng) if other != place]
+            donors = [self._frame(self.moment(other), view, use_images, use_points, fewest=5) for other in places]
+            frame = put_objects(frame, donors, rng)
+        points, boxes = bev.points(frame.points), bev.boxes(frame.boxes)
+        points = points[_inside(points, self.config.point_range)]
+        inside = _inside(boxes, self.config.point_range)
+        projection = frame.image_T_frame @ torch.linalg.inv(bev.matrix)
+        rest = [points], [boxes[inside]], [frame.labels[inside]], [moment.token], self.ego_T_frame(moment)[None]
+        return DetectionBatch(frame.images[None], projection[None], *rest)
+
+    def _frame(self, moment, view, use_images, use_points, fewest=1) -> Frame:
+        """A key frame before the augmentation of space, with the boxes in which there are at least `fewest` points."""
         augmentations = self.augmentations(moment.rig, view)
         images = torch.zeros(len(moment.rig.cameras), 3, *self.config.image_size, dtype=torch.uint8)
         if use_images:
             images = read_images(moment, augmentations)
-        ego_T_frame = self.ego_T_frame(moment)
-        image_T_ego = moment.rig.augmented(augmentations).image_T_ego @ ego_T_frame @ torch.linalg.inv(bev.matrix)
-        points = self._points(moment, bev) if use_points else torch.empty(0, 5)
-        boxes, labels = self.targets(moment, bev)
-        rest = [points], [boxes], [labels], [moment.token], ego_T_frame[None]
-        return DetectionBatch(images[None], image_T_ego[None], *rest)
+        image_T_frame = moment.rig.augmented(augmentations).image_T_ego @ self.ego_T_frame(moment)
+        points = self._points(moment) if use_points else torch.empty(0, 5)
+        return Frame(images, image_T_frame, points, *self._objects(moment, fewest))
 
     def ego_T_frame(self, moment: Moment) -> torch.Tensor:
         """The frame of points, boxes and projections, before any augmentation → the reference ego frame, (4, 4)."""
@@ -154,28 +175,33 @@ class DetectionSamples(DriveSamples):
     def targets(self, moment: Moment, bev: BevAugmentation = _UNCHANGED) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns boxes (G, 9) float32 and labels (G,) int64 of the objects of the ten classes whose centre is in
         range, in training of those with points; see `DetectionInput`."""
+        boxes, labels = self._objects(moment)
+        boxes = bev.boxes(boxes)
+        inside = _inside(boxes, self.config.point_range)
+        return boxes[inside], labels[inside]
+
+    def _objects(self, moment, fewest=1):
+        """Boxes and labels of all objects of the ten classes, in training of those with so many points."""
         frame_T_world = torch.linalg.inv(moment.world_T_ego @ self.ego_T_frame(moment))
         rows, labels = [], []
         for box in moment.boxes:
             label = _label(box.category)
-            if label is None or (self.training and box.num_points == 0):
+            if label is None or (self.training and box.num_points is not None and box.num_points < fewest):
                 continue
             box = box.moved(frame_T_world)
             yaw = math.atan2(box.frame_T_box[1, 0], box.frame_T_box[0, 0])
             rows.append([*box.center.tolist(), *box.size, yaw, *box.velocity[:2].tolist()])
             labels.append(label)
-        boxes = bev.boxes(torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 9)).float()
-        inside = _inside(boxes, self.config.point_range)
-        return boxes[inside], torch.tensor(labels, dtype=torch.int64)[inside]
+        boxes = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 9).float()
+        return boxes, torch.tensor(labels, dtype=torch.int64)
 
-    def _points(self, moment, bev):
+    def _points(self, moment):
         try:
             points = moment.points(self.config.sweeps)
         except OSError as error:
             raise BadFile(str(error.filename)) from error
         frame_T_ego = torch.linalg.inv(self.ego_T_frame(moment)).to(points)
-        points = bev.points(torch.cat([points[:, :3] @ frame_T_ego[:3, :3].T + frame_T_ego[:3, 3], points[:, 3:]], 1))
-        return points[_inside(points, self.config.point_range)]
+        return torch.cat([points[:, :3] @ frame_T_ego[:3, :3].T + frame_T_ego[:3, 3], points[:, 3:]], dim=1)
 
 
 class ClassBalance:
@@ -202,6 +228,10 @@ class ClassBalance:
     def draw(self, rng: np.random.Generator) -> list[int]:
         """Draws one epoch: the sample at each index."""
         return np.concatenate([rng.choice(samples, self._each) for samples in self._having]).tolist()
+
+    def places(self, count: int, rng: np.random.Generator) -> list[int]:
+        """Draws samples: a class, then one that has it, `count` times."""
+        return [int(rng.choice(self._having[int(rng.integers(len(self._having)))])) for _ in range(count)]
 
 
 def build_detection(config: DetectionConfig, seed: int) -> tuple[DetectionSamples, DetectionSamples]:

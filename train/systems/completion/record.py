@@ -98,9 +98,10 @@ def score_run(run: Run, options: RecordOptions, which: Sequence[Scenario] | None
     chosen = list(islice(range(0, len(validation), stride), options.windows))
 
     def batches():
-        for count, index in enumerate(chosen, 1):
-            options.progress(f"{run.folder.name}: window {count} of {len(chosen)}")
-            yield settings.collate([validation[0, index]]).to(options.device)
+        for first in range(0, len(chosen), settings.loader.batch_size):
+            together = chosen[first : first + settings.loader.batch_size]
+            options.progress(f"{run.folder.name}: window {first + len(together)} of {len(chosen)}")
+            yield settings.collate([validation[0, index] for index in together]).to(options.device)
 
     which = scenarios(model.dropout.cameras, settings.data.history) if which is None else which
     constant = constant_of(run, model)

@@ -7,13 +7,14 @@ scenarios.
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ....modules.rig import NUSCENES_CAMERAS
 from ....modules.topology import Topology
 from ...config import apply_options, check, diff, to_dict
 from ...distributed import World
+from ...log import machine
 from ...record import RecordOptions, load_run, markdown, spread
 from ...trainer import Trainer
 from .. import experiment
@@ -152,9 +153,19 @@ def train_row(row: Row, folder: Path, seed: int, data: str, tiny: bool, options:
         raise ValueError(f"{folder} was trained with other settings ({changed[0]}); --out takes another folder")
 
 
-def score_table(table: Table, folders: dict[str, list[Path]], options: RecordOptions) -> list[list[str]]:
-    """The table: label × column, variance explained about the constant and relative L2, means over cameras, scales and
-    seeds with the spread over seeds; then training speed and peak memory of the run.
+@dataclass(frozen=True)
+class Line:
+    """A row of a table as it was measured: for each seed. A baseline's speed and memory are empty."""
+
+    label: str
+    explained: dict[str, list[float]]  # of each column, about the constant, mean over its scenarios and the scales
+    relative_l2: dict[str, list[float]]
+    speed: list[float]  # training steps per second
+    memory: list[float]  # peak MiB
+
+
+def score_table(table: Table, folders: dict[str, list[Path]], options: RecordOptions) -> list[Line]:
+    """Evaluates the runs: the baselines over all of them, then each row.
 
     Args:
         folders: label → a run's folder for each seed.
@@ -162,23 +173,38 @@ def score_table(table: Table, folders: dict[str, list[Path]], options: RecordOpt
     which = [scenario for column in table.columns.values() for scenario in column]
     runs = {label: [score_run(load_run(path), options, which) for path in paths] for label, paths in folders.items()}
     everyone = [run for group in runs.values() for run in group]
-    head = [f"{column}: {name}" for column in table.columns for name in ("explained", "relative L2")]
-    rows = [["", *head, "it/s", "peak MiB"]]
-    for method in table.baselines:
-        rows.append([method, *_figures(table, everyone, method), "—", "—"])
-    for label, group in runs.items():
-        speed, memory = (spread([getattr(run, what) for run in group], "{:.2f}") for what in ("speed", "memory"))
-        rows.append([label, *_figures(table, group, "completed"), speed, memory])
+    lines = [_line(table, method, everyone, method) for method in table.baselines]
+    return lines + [_line(table, label, group, "completed") for label, group in runs.items()]
+
+
+def _line(table, label, runs: Sequence[CompletionRun], method: str) -> Line:
+    def means(figure):
+        return {
+            name: [statistics.mean(run.figure(s.name, method, figure) for s in column) for run in runs]
+            for name, column in table.columns.items()
+        }
+
+    trained = runs if method == "completed" else ()
+    return Line(
+        label, means("explained"), means("relative_l2"), [run.speed for run in trained], [run.memory for run in trained]
+    )
+
+
+def table_rows(lines: Sequence[Line]) -> list[list[str]]:
+    """Label × column, variance explained about the constant and relative L2, means with the spread over seeds; then
+    training speed and peak memory of the run."""
+    columns = list(lines[0].explained)
+    rows = [
+        ["", *(f"{column}: {name}" for column in columns for name in ("explained", "relative L2")), "it/s", "peak MiB"]
+    ]
+    for line in lines:
+        cells = [
+            spread(values[column], form)
+            for column in columns
+            for values, form in ((line.explained, "{:+.3f}"), (line.relative_l2, "{:.3f}"))
+        ]
+        rows.append([line.label, *cells, spread(line.speed, "{:.2f}"), spread(line.memory, "{:.0f}")])
     return rows
-
-
-def _figures(table, runs: Sequence[CompletionRun], method: str) -> list[str]:
-    cells = []
-    for column in table.columns.values():
-        for name, form in (("explained", "{:+.3f}"), ("relative_l2", "{:.3f}")):
-            values = [statistics.mean(run.figure(s.name, method, name) for s in column) for run in runs]
-            cells.append(spread(values, form))
-    return cells
 
 
 def make_table(
@@ -192,7 +218,10 @@ def make_table(
     settings: Sequence[str],
     progress: Callable[[str], None],
 ) -> str:
-    """Trains what the table `name` needs into `out` and returns it in Markdown; what is trained already is taken."""
+    """Trains what the table `name` needs into `out` and returns it in Markdown; what is trained already is taken.
+
+    The table is written to NAME.md, and what it was measured from, seed by seed, to NAME.json.
+    """
     table, folders = TABLES[name], {}
     for row in table.rows:
         for seed in range(seeds):
@@ -201,6 +230,10 @@ def make_table(
             folder = out / "runs" / f"{place}-{seed}"
             train_row(row, folder, seed, data, tiny, settings, World(device=options.device))
             folders.setdefault(row.label, []).append(folder)
-    text = f"# {name}: {table.about}\n\n{markdown(score_table(table, folders, options))}"
+    lines = score_table(table, folders, options)
+    text = f"# {name}: {table.about}\n\n{markdown(table_rows(lines))}"
+    facts = dict(table=name, about=table.about, seeds=seeds, windows=options.windows, settings=list(settings))
+    facts |= dict(data=Path(data).name, machine=machine(options.device), rows=[asdict(line) for line in lines])
     (out / f"{name}.md").write_text(text)
+    (out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
     return text

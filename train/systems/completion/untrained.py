@@ -6,8 +6,8 @@ trained elsewhere, with mean 0 and deviation 1 in each channel, so that zeros ar
 zeros     the mean
 copy      the camera's own last features
 own       the same, moved to the present at the depths of V1 and V2
-missing   what V3 does before it has learnt anything: its own and its neighbours' past and its neighbours' present,
-          moved into the missing view, on the ground and at several depths, weighted by fixed scores
+missing   what V3 does with fixed scores: its own and its neighbours' past and its neighbours' present, moved into the
+          missing view, on the ground and at several depths; the own past first, and what stays in its cell
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +28,9 @@ from .baselines import warp_rig
 FILLINGS = ("zeros", "copy", "own", "missing")
 DEPTHS = (10.0, 30.0, 200.0)  # metres, of `own`
 PLANES = (3.5, 6.0, 10.0, 17.0, 35.0, 200.0)  # metres, of `missing`
+# Of `missing`: nothing is sharp where no depth is known, for a mean errs less than a wrong place.
+KIND_SCORES = (0.0, -3.0, -2.0)  # of the own past, another camera's past and its present
+STILL_SCORE, NOTHING_SCORE, STEEPNESS = 1.0, -1.0, 0.03  # of what stays in its cell; of the mean; see V3's
 
 
 @dataclass
@@ -124,13 +127,17 @@ def _see(moment, features, image_size):
 
 
 def _untrained(channels, stride, cameras, topology, max_gap):
-    """V3 as it begins, with a gate that takes all of what is completed."""
+    """V3 with fixed scores, and a gate that takes all of what is completed."""
     heads = -(-channels // 128)
     while channels % heads:
         heads += 1
     config = TemporalConfig(heads=heads, depths=PLANES, stride=stride, kv_downsample=4, max_gap=max_gap)
     stage = MotionCompensatedTemporalCompletionV3(channels, (stride,), config, cameras=cameras, topology=topology)
     nn.init.constant_(stage.gate[0][-1].bias, 100.0)
+    stage.steepness = STEEPNESS
+    with torch.no_grad():
+        bias = stage.steer[-1].bias  # of the planes, the ground, what stays; the kinds of sources; the mean
+        bias[len(PLANES) + 1 :] = torch.tensor([STILL_SCORE, *KIND_SCORES, NOTHING_SCORE])
     return stage.eval()
 
 

@@ -91,6 +91,12 @@ class MapSamples(DriveSamples):
         frame = moment.rig.augmented(augmentations).frame(moment.world_T_ego, moment.timestamp, moment.scene)
         return MapBatch(images[None], frame, self.lines(place), [moment.token])
 
+    def share(self, rank: int, ranks: int) -> list[int]:
+        """The indices that a rank evaluates: as many on each, since ranks that share a model have to run together; what
+        is seen twice counts once."""
+        each = -(-len(self) // ranks)
+        return [index % len(self) for index in range(rank, each * ranks, ranks)]
+
     def lines(self, place: int) -> MapTruth:
         """What is true of a sample, as a batch of one."""
         lines = DrivingTruth.from_arrays(self.truth[self.moment(place).token]).map

@@ -15,6 +15,7 @@ from ....modules.map_qformer.network import MapQFormer, MapQFormerConfig
 from ...config import Experiment
 from ...metrics.map import HARD_THRESHOLDS, MapMetric
 from ...metrics.pooling import known
+from .anchors import read_anchors
 from .data import MapBatch, MapDataConfig, build_maps, collate
 
 
@@ -48,6 +49,7 @@ class MapExperiment(Experiment):
     """Map detection with its data, losses and evaluation."""
 
     model: MapQFormerConfig = field(default_factory=MapQFormerConfig)
+    anchors: str = ""  # a file of generate_gt_cache.py --anchors; empty = straight lines, spread evenly
     dropout: DropoutConfig = field(default_factory=lambda: DropoutConfig(p_missing=0.0))
     data: MapDataConfig = field(default_factory=MapDataConfig)
     losses: dict[str, float] = field(default_factory=lambda: dict(LOSS_WEIGHTS))
@@ -59,6 +61,8 @@ class MapExperiment(Experiment):
 
     def build_model(self) -> MapModel:
         model = MapModel(self.model, self.dropout)
+        if self.anchors:
+            model.decoder.set_anchors(read_anchors(self.anchors))
         if self.model.lm.shard and dist.is_initialized() and isinstance(model.language, FrozenLanguageModel):
             model.language.shard("cuda" if torch.cuda.is_available() else "cpu")
         return model

@@ -9,7 +9,7 @@ import torch
 
 from ....modules.map_qformer.language import FrozenLanguageModel
 from ....modules.map_qformer.losses import MapTruth
-from ....modules.map_qformer.network import TRAINED, MapQFormerConfig
+from ....modules.map_qformer.network import TRAINED
 from ....modules.polylines import line_orders, spread_lines
 from ....modules.rig import Rig, RigFrame, nuscenes_like_rig
 from ...data.dataset import cover
@@ -24,10 +24,6 @@ DOCUMENTS = {
     "queries": ("map queries", 4.3),
     "decoder": ("map decoder", 11.0),
 }
-# Hidden vectors that autograd keeps of a token in a block of a Llama (14.1 without grouped queries, measured) …
-_KEPT_IN_BLOCK = 14.1
-_KEPT_OF_RECOMPUTED = 1.0  # … and of one that is computed again: its input
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -60,9 +56,9 @@ def on_meta(settings: MapExperiment) -> MapModel:
         return MapModel(settings.model, settings.dropout)
 
 
-def made_up_batch(settings: MapExperiment) -> MapBatch:
-    """Noise for images, a rig like nuScenes', and a line of each class."""
-    config, batch = settings.model, settings.loader.batch_size
+def made_up_batch(settings: MapExperiment, samples: int | None = None) -> MapBatch:
+    """Noise for images, a rig like nuScenes', and a line of each class; `samples`: None = a batch of the settings."""
+    config, batch = settings.model, samples or settings.loader.batch_size
     height, width = settings.data.image_size
     rig = nuscenes_like_rig()
     cameras = [rig[name] if name in rig.names else rig.cameras[0] for name in config.images.cameras]
@@ -126,27 +122,3 @@ def _peak(device):
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
-
-
-def memory_of_step(config: MapQFormerConfig, parts: list[Part], batch: int) -> dict[str, float]:
-    """GiB that a training step needs, by what needs it; an estimate from sizes.
-
-    Counted are the frozen weights, weights, gradients and Adam's two moments of what is trained, and what autograd
-    keeps of the language model's blocks: of a token their inputs where they are computed again, and about 14 hidden
-    vectors of the one block that is. Not counted: the image backbone's and the Q-Former's activations, and workspaces.
-    """
-    lm, size = config.lm, {"float32": 4}.get(config.lm.dtype, 2)
-    tokens = config.qformer.tokens + config.instances * (1 + config.points)
-    vector = batch * tokens * lm.width * size / _GIB
-    language = next(part for part in parts if part.name == "language")
-    trained = sum(part.trained for part in parts)
-    other = sum(part.frozen for part in parts if part is not language)
-    kept = _KEPT_IN_BLOCK * lm.layers
-    if lm.checkpoint:
-        kept = _KEPT_OF_RECOMPUTED * lm.layers + _KEPT_IN_BLOCK
-    rows = {
-        "frozen weights": (language.frozen * size + other * 4) / _GIB,
-        "trained weights, gradients, moments": 16 * trained / _GIB,
-        "kept of the language model's blocks": kept * vector if language.frozen else 0.0,
-    }
-    return rows | {"together": sum(rows.values())}

@@ -18,11 +18,12 @@ from ...data.cache import tables_digest
 from ...data.driving_truth import DrivingTruth
 from ...files import write_whole
 from .data import DrivingSamples
+from .mirror import mirrored_truth
 
 
 def find_anchors(samples: DrivingSamples, seed: int = 0) -> Anchors:
     """k-means over every sample of a training set, see `modules.sparse_drive.anchors`. Lines are taken as they are in
-    the truth, not in all their orders.
+    the truth, not in all their orders; where training mirrors samples, those in the mirror count too.
 
     Where the data has fewer different boxes, lines or ways than there are anchors, the evenly spread ones are taken.
     """
@@ -31,6 +32,8 @@ def find_anchors(samples: DrivingSamples, seed: int = 0) -> Anchors:
         moment = samples.moment(place)
         driving = DrivingTruth.from_arrays(samples.truth[moment.token])
         found.append(samples.targets(moment, driving, torch.full((1,), torch.nan)))
+    if samples.config.mirror:
+        found += [mirrored_truth(truth) for truth in found]
     each = lambda name: torch.cat([getattr(truth, name)[0] for truth in found])  # noqa: E731
     boxes, labels = each("boxes"), each("labels")
     ego_way, ego_known = (torch.cat([getattr(truth, name) for truth in found]) for name in _EGO)

@@ -25,6 +25,8 @@ FIGURES = {
     "plan/collision/mean": False,
 }
 NOTHING = "no loss"
+ANY = "one camera, mean"  # over all single cameras, which one measurement of one camera is too noisy to tell
+TOLD = 0.05  # share of a figure that a loss must cost, below which nothing can be told of what is recovered
 BLACK, HIDDEN = "zeros", "hidden"  # methods of a model without completion
 
 
@@ -92,20 +94,24 @@ class _Again:
 
 
 def values(cells: Sequence[Cell], method: str, scenario: str, figure: str) -> list[float]:
-    """One figure of every seed."""
-    chosen = (cell for cell in cells if (cell.method, cell.scenario) == (method, scenario))
-    return [cell.figures[figure] for cell in chosen if figure in cell.figures]
+    """One figure of every seed; of `ANY` the mean over the single cameras."""
+    chosen = [cell for cell in cells if cell.method == method and figure in cell.figures]
+    if scenario != ANY:
+        return [cell.figures[figure] for cell in chosen if cell.scenario == scenario]
+    single = [cell for cell in chosen if cell.scenario != NOTHING and " + " not in cell.scenario]
+    seeds = dict.fromkeys(cell.seed for cell in single)
+    return [statistics.mean(cell.figures[figure] for cell in single if cell.seed == seed) for seed in seeds]
 
 
 def recovered(cells: Sequence[Cell], method: str, scenario: str, figure: str) -> float | None:
     """The share of what the loss costs with black images that a method gives back, by the means over the seeds; None
-    where the loss costs nothing or something was not measured."""
+    where the loss costs less than `TOLD` of the figure or something was not measured."""
     whole, lost = (values(cells, BLACK, name, figure) for name in (NOTHING, scenario))
     found = values(cells, method, scenario, figure)
     if not (whole and lost and found):
         return None
     cost = statistics.mean(whole) - statistics.mean(lost)
-    if cost == 0 or (cost > 0) != FIGURES[figure]:
+    if abs(cost) <= TOLD * abs(statistics.mean(whole)) or (cost > 0) != FIGURES[figure]:
         return None
     return (statistics.mean(found) - statistics.mean(lost)) / cost
 
@@ -114,7 +120,7 @@ def table(cells: Sequence[Cell], figure: str) -> list[list[str]]:
     """Rows for the scenarios: every method's figure, with the spread over seeds, and the share it recovers."""
     names = list(dict.fromkeys(cell.method for cell in cells))
     rows = [["missing", *names, *(f"{name} recovers" for name in names if name != BLACK)]]
-    for scenario in dict.fromkeys(cell.scenario for cell in cells):
+    for scenario in [*dict.fromkeys(cell.scenario for cell in cells), ANY]:
         found = [values(cells, name, scenario, figure) for name in names]
         shares = [recovered(cells, name, scenario, figure) for name in names if name != BLACK]
         text = ["n/a" if share is None or scenario == NOTHING else f"{share:.0%}" for share in shares]
@@ -129,7 +135,7 @@ def report(cells: Sequence[Cell], lasting: int) -> str:
     text = [
         "# What the loss of a camera costs, and what completion gives back\n",
         f"A missing camera is missing {lasts}. {BLACK}: the head looks at black images; {HIDDEN}: it does not look at "
-        f"them. The share recovered is of what {BLACK} lose; n/a where they lose nothing. "
+        f"them. The share recovered is of what {BLACK} lose; n/a where they lose less than {TOLD:.0%} of the figure. "
         f"Seeds: {', '.join(map(str, seeds))}{'' if len(seeds) > 2 else ' (too few to tell small differences)'}.\n",
     ]
     for figure, larger in FIGURES.items():

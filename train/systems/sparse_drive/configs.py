@@ -1,6 +1,7 @@
 """The sparse driving model: stages 1 and 2 at upstream's size and at the documents', and a tiny one of each.
 
 Stage 1 learns detection and map; stage 2 begins with its weights (`--weights CKPT`) and learns motion and planning too.
+Those that end in `_upstream` begin with, or evaluate, released weights of SparseDrive.
 Anchors come from the training split by train/tools/make_anchors.py (`anchors=FILE`).
 """
 
@@ -9,6 +10,7 @@ from dataclasses import fields
 from functools import partial
 
 from ....modules.sparse_drive.completed import CompletedDriveConfig
+from ....modules.sparse_drive.head import as_upstream
 from ....modules.sparse_drive.network import tiny
 from .experiment import CompletedExperiment, DriveExperiment
 
@@ -76,6 +78,15 @@ def _completed(base: DriveExperiment) -> CompletedExperiment:
     return experiment
 
 
+def _upstream(make: Callable[[], DriveExperiment]) -> DriveExperiment:
+    """Takes every option as SparseDrive's own code has it, and its frame: what its released weights need, see
+    train/tools/import_checkpoint.py. Cameras need no order of theirs: the head finds them by name and projection."""
+    experiment = make()
+    as_upstream(experiment.model.head)
+    experiment.data.frame = "lidar"
+    return experiment
+
+
 def _documents(make: Callable[[], DriveExperiment]) -> DriveExperiment:
     """Takes the documents' size: 900×1600, strides 8 to 64."""
     experiment = make()
@@ -91,15 +102,18 @@ def _tiny(make: Callable[[], DriveExperiment]) -> DriveExperiment:
     data, optim, run, with_motion = experiment.data, experiment.optim, experiment.run, experiment.model.head.with_motion
     small = tiny()
     small.head.with_motion = with_motion
+    if data.frame == "lidar":
+        as_upstream(small.head)
     experiment.model.backbone, experiment.model.head, experiment.model.depth = small.backbone, small.head, small.depth
     if isinstance(experiment.model, CompletedDriveConfig):
         _tiny_completion(experiment.model)
     data.image_size, data.resize, data.rotation = (96, 160), (1.0, 1.0), 0.0
     data.box_distance = 30.0  # beyond it an object has a few pixels at this size
+    data.mirror = data.frame == "ego"  # a small world has few towns: without, they are learned by heart
     optim.lr, optim.base_batch = 2e-3, 0
     optim.multipliers = {name: 1.0 if name == "backbone.body" else factor for name, factor in optim.multipliers.items()}
     experiment.schedule.warmup_steps = 20
-    experiment.loader.batch_size, experiment.loader.workers = 2, 0
+    experiment.loader.batch_size, experiment.loader.workers = 4, 0
     run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 24, 8, 20, "float32"
     return experiment
 
@@ -124,6 +138,7 @@ _FULL: dict[str, Callable[[], DriveExperiment]] = {
         sparsedrive_small_stage2_v3,
     )
 }
-_FULL |= {f"{name}_900x1600": partial(_documents, make) for name, make in list(_FULL.items())}
+_UPSTREAM = {f"{name}_upstream": partial(_upstream, make) for name, make in _FULL.items() if "stage2" in name}
+_FULL |= {f"{name}_900x1600": partial(_documents, make) for name, make in list(_FULL.items())} | _UPSTREAM
 EXPERIMENTS: dict[str, Callable[[], DriveExperiment]] = dict(_FULL)
 EXPERIMENTS |= {f"{name}_tiny": partial(_tiny, make) for name, make in _FULL.items()}

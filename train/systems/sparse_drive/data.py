@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,14 +17,15 @@ from ....modules.sparse_drive.network import SparseDriveConfig
 from ...data.cache import ArrayCache
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
 from ...data.driving_truth import DrivingTruth, TruthConfig, truth_for_all_ranks
-from ...data.futures import future_boxes
+from ...data.futures import EgoFuture, future_boxes
 from ...data.images import BadFile, normalised
 from ...data.lidar_depth import depth_targets
 from ...data.map_targets import line_targets
 from ...data.moments import Box, Drive, Moment
 from ...data.splits import drives_of_splits, split_names
 from ...metrics.motion import MOTION_CLASSES
-from .mirror import mirrored, mirrored_points
+from .frames import ego_T_lidar, in_frame, truth_in_frame
+from .mirror import mirrored, mirrored_points, partners
 
 
 @dataclass
@@ -33,10 +35,18 @@ class DriveConfig(DatasetConfig):
     image_size: tuple[Count, Count] = (256, 704)  # height, width
     history: Whole = 1  # moments before the present that training warms the instances up with
     p_no_history: Share = 0.1  # share of the training samples that begin a drive, whatever was before
+    # Of all that the head is given and says. "lidar" = the LiDAR's, x right and y ahead, as released weights of
+    # SparseDrive know it; figures are the same, but plans are then those of the LiDAR, 0.94 m ahead of the rear axle.
+    frame: Literal["ego", "lidar"] = "ego"
     mirror: bool = False  # show half of the training samples as they were in a mirror: left is right, in all they hold
     box_distance: Positive = 55.0  # metres from the ego frame's origin up to which boxes are learned
     depth: bool = True  # whether there is LiDAR that the depth of the maps is learned from
     cache: str = "work_dirs/cache"  # a folder for the truth, which is made once
+
+    def validate(self) -> None:
+        super().validate()
+        if self.mirror and self.frame != "ego":
+            raise ValueError(f"frame is {self.frame!r}, mirror needs 'ego'")
 
 
 @dataclass
@@ -52,6 +62,7 @@ class DriveBatch:
     order: list[int]  # a sample's place in its scene
     others: list[list[np.ndarray]]  # boxes (n, 7) of moving things at each step of the plan; empty in training
     velocity: torch.Tensor  # (B, 2) float64 m/s over the ground since the moment before, NaN = unknown
+    ego_T_frame: torch.Tensor  # (B, 4, 4) float64, of the frame of `DriveConfig.frame`; all but `others` is in that
     bad_files: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> "DriveBatch":
@@ -106,7 +117,7 @@ class DrivingSamples(DriveSamples):
         truth: of every sample, see `truth_cache`.
 
     Raises:
-        ValueError: no scene is long enough, or a rig's cameras are not those of the model.
+        ValueError: no scene is long enough, a rig's cameras are not those of the model, or have no mirror image.
     """
 
     needs = "images or LiDAR scans"
@@ -121,6 +132,8 @@ class DrivingSamples(DriveSamples):
         if names != tuple(model.head.cameras):
             needed = ", ".join(model.head.cameras)
             raise ValueError(f"{config.root} has the cameras {', '.join(names)}; model.head.cameras are {needed}")
+        if training and config.mirror:
+            partners(names)  # or it is refused here
 
     def share(self, rank: int, ranks: int) -> list[int]:
         """The indices that a rank evaluates: whole scenes, in order."""
@@ -148,15 +161,17 @@ class DrivingSamples(DriveSamples):
         now, driving = moments[-1], DrivingTruth.from_arrays(self.truth[moments[-1].token])
         drive, index = self.places[place]
         others = [] if self.training else [self._others(drive, index)]
+        if self.config.frame == "lidar":
+            frames = [in_frame(frame, ego_T_lidar(moment)) for frame, moment in zip(frames, moments)]
         batch = DriveBatch(
             images=torch.stack(images)[None], frames=frames, status=torch.stack(status)[None].nan_to_num(),
             truth=self.targets(now, driving, status[-1]), depth=[], tokens=[now.token], order=[index],
-            others=others, velocity=torch.tensor(driving.velocity)[None],
+            others=others, velocity=torch.tensor(driving.velocity)[None], ego_T_frame=self._frame(now)[None],
         )  # fmt: skip
         if mirror:
             batch = mirrored(batch, now.rig.names)
         if self.training and self.config.depth:
-            batch.depth = self._depth(now, batch.frames[-1], mirror)
+            batch.depth = self._depth(now, batch, mirror)
         return batch
 
     def targets(self, moment: Moment, driving: DrivingTruth, status: torch.Tensor) -> DriveTruth:
@@ -176,15 +191,22 @@ class DrivingSamples(DriveSamples):
         paths = torch.from_numpy(driving.agent_paths[places]).float()
         futures = paths.diff(dim=1, prepend=boxes[:, None, :2]) * known[..., None]
         ego_known = torch.tensor(driving.ego_mask)
-        way = torch.tensor(driving.ego_path).float()
+        ego_T_frame = self._frame(moment)
+        driven = EgoFuture(driving.ego_path, driving.ego_yaw, driving.ego_mask)
+        way = torch.tensor(driven.path_of(tuple(ego_T_frame[:2, 3].tolist()))).float()
         way = way.diff(dim=0, prepend=torch.zeros(1, 2)) * ego_known[:, None]
         lines, line_labels = line_targets(driving.map, head.line_classes, head.lines.points)
-        return DriveTruth(
+        truth = DriveTruth(
             [boxes], [torch.tensor(labels, dtype=torch.int64)], [lines], [line_labels], [futures], [known], way[None],
             ego_known[None], torch.tensor([driving.command]), status[None],
         )  # fmt: skip
+        return truth if self.config.frame == "ego" else truth_in_frame(truth, ego_T_frame)
 
-    def _depth(self, moment, frame, mirror):
+    def _frame(self, moment):
+        """ego_T_frame (4, 4) of a moment."""
+        return ego_T_lidar(moment) if self.config.frame == "lidar" else torch.eye(4, dtype=torch.float64)
+
+    def _depth(self, moment, batch, mirror):
         """Targets of the finest levels, with zeros where the images are padded."""
         levels, strides = self.model.depth.levels, self.model.backbone.strides
         height, width = self.config.image_size
@@ -192,10 +214,8 @@ class DrivingSamples(DriveSamples):
             points = mirrored_points(moment.points(1)) if mirror else moment.points(1)
         except OSError as error:
             raise BadFile(str(error.filename)) from error
-        found = []
-        for stride, level in zip(
-            strides, depth_targets(points, frame.image_T_ego[0], (height, width), strides[:levels])
-        ):
+        image_T_ego, found = batch.frames[-1].image_T_ego @ torch.linalg.inv(batch.ego_T_frame)[:, None], []
+        for stride, level in zip(strides, depth_targets(points, image_T_ego[0], (height, width), strides[:levels])):
             rows, columns = (-(-side // strides[-1]) * strides[-1] // stride for side in (height, width))
             found.append(F.pad(level, (0, columns - level.shape[2], 0, rows - level.shape[1]))[None])
         return found
@@ -230,7 +250,8 @@ def build_driving(config: DriveConfig, model: SparseDriveConfig, seed: int) -> t
         make = "python train/tools/make_world.py --out FOLDER, then --data FOLDER"
         raise ValueError(f"data.root is empty, driving needs a folder in nuScenes format; make a world: {make}")
     head = model.head
-    kept = TruthConfig(head.line_range, head.motion.steps, head.motion.plan_steps)
+    ahead, aside = head.line_range if config.frame == "ego" else head.line_range[::-1]
+    kept = TruthConfig((ahead, aside), head.motion.steps, head.motion.plan_steps)
     sets = []
     for split, drives, training in zip(split_names(config), drives_of_splits(config), (True, False)):
         truth = truth_for_all_ranks(config, split, kept) if drives else {}

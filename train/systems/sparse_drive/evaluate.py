@@ -21,14 +21,14 @@ from ...metrics.planning_baselines import baseline_paths
 from ...metrics.pooling import known
 from ...metrics.tracking import TrackingMetric
 from .data import DriveBatch
-from .model import CompletedModel, DrivingModel, Present, one_of
+from .frames import moved_boxes, shifted_boxes, turned_paths
+from .model import CompletedModel, DrivingModel, Present
 
 if TYPE_CHECKING:
     from .experiment import DriveExperiment
 
 TASKS = ("detection", "tracking", "map", "motion", "planning")
 GUARD = dict(nds=0.015, l2=0.02)  # with all cameras: how far NDS may fall, and the plan's L2 rise (metres)
-_FRAME = "ego"  # of plans: the middle of the rear axle
 _MEASURED = "measured status"  # plans of a head that is told how fast the vehicle is
 _OF_BASELINES = ("L2/mean", "L2/endpoint", "collision/mean")
 
@@ -123,7 +123,7 @@ def drive(
         maps, size, visible = see(model, batch)
         for index in range(len(batch.tokens)):
             rows = slice(index, index + 1)
-            facts = [level[rows] for level in maps], one_of(batch.frames[-1], index), size
+            facts = [level[rows] for level in maps], batch.frames[-1].one(index), size
             options = dict(visible=None if visible is None else visible[rows], ego_status=batch.status[rows, -1])
             found = {}
             for name in heads:
@@ -175,7 +175,8 @@ class DrivingFigures:
         result, token = _on_cpu(seen.result), seen.batch.tokens[seen.index]
         truth = seen.batch.truth
         names = [self.head.classes[label] for label in result.labels.tolist()]
-        boxes, sure = result.boxes[:, :9], result.class_scores >= self.settings.evaluation.sure
+        boxes = moved_boxes(result.boxes[:, :9], seen.batch.ego_T_frame[seen.index])  # figures are about the ego frame
+        sure = result.class_scores >= self.settings.evaluation.sure
         labels = torch.tensor([DETECTION_CLASSES.index(name) for name in names], dtype=torch.int64)
         self.detections[token] = Detections(boxes, result.scores, labels)
         chosen = sure.nonzero()[:, 0].tolist()
@@ -186,7 +187,9 @@ class DrivingFigures:
             lines, line_labels = truth.lines[seen.index][:, 0].cpu(), truth.line_labels[seen.index].cpu()
             self.map.add(token, result.lines, result.line_labels, result.line_scores, lines, line_labels)
         if "motion" in self.tasks:
-            found = FoundAgents([names[p] for p in chosen], boxes[sure], result.scores[sure], result.futures[sure])
+            found = FoundAgents(
+                [names[p] for p in chosen], result.boxes[sure, :9], result.scores[sure], result.futures[sure]
+            )
             self.motion.add(token, found, self._true_agents(truth, seen.index))
         if "planning" in self.tasks:
             self._add_plans(token, seen, result)
@@ -198,14 +201,20 @@ class DrivingFigures:
         return TrueAgents(names, boxes, paths, truth.future_known[index].cpu())
 
     def _add_plans(self, token, seen, result):
-        truth, index, steps = seen.batch.truth, seen.index, self.head.motion.plan_steps
-        boxes, path = truth.boxes[index].cpu().numpy(), truth.ego_future[index].cpu().cumsum(0)
-        paths = {"": result.plan.cpu()} | baseline_paths(seen.batch.velocity[index], boxes, _FRAME, steps)
+        """In the axes of the ego frame, about the point whose path the plans are."""
+        batch, index, steps, frame = seen.batch, seen.index, self.head.motion.plan_steps, self.settings.data.frame
+        truth, ego_T_frame = batch.truth, batch.ego_T_frame[index]
+        about = lambda boxes: shifted_boxes(boxes, ego_T_frame)  # noqa: E731
+        boxes = about(moved_boxes(truth.boxes[index].cpu().double(), ego_T_frame).numpy())
+        path = turned_paths(truth.ego_future[index].cpu().cumsum(0), ego_T_frame)
+        paths = {"": turned_paths(result.plan.cpu(), ego_T_frame)}
+        paths |= baseline_paths(batch.velocity[index], boxes, frame, steps)
         if seen.measured is not None:
-            paths[_MEASURED] = seen.measured.cpu()
+            paths[_MEASURED] = turned_paths(seen.measured.cpu(), ego_T_frame)
+        others = [about(step) for step in batch.others[index]]
         for name, plan in paths.items():
-            metric = self.plans.setdefault(name, PlanningMetric(_FRAME, steps))
-            metric.add(token, plan, path, truth.ego_future_known[index].cpu(), seen.batch.others[index])
+            metric = self.plans.setdefault(name, PlanningMetric(frame, steps))
+            metric.add(token, plan, path, truth.ego_future_known[index].cpu(), others)
 
     def compute(self) -> dict[str, float]:
         """The figures that exist, the same on every rank; all ranks must call this.
@@ -223,7 +232,7 @@ class DrivingFigures:
         if "motion" in self.tasks:
             figures |= _named("motion", self.motion.compute_over_ranks())
         for name in self._plan_names():
-            metric = self.plans.get(name, PlanningMetric(_FRAME, self.head.motion.plan_steps))
+            metric = self.plans.get(name, PlanningMetric(data.frame, self.head.motion.plan_steps))
             found = metric.compute_over_ranks()
             short = {key: found[key] for key in _OF_BASELINES}
             figures |= _named(f"plan/{name}" if name else "plan", short if name else found)

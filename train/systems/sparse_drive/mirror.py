@@ -36,25 +36,30 @@ def mirrored(batch: "DriveBatch", cameras: Sequence[str]) -> "DriveBatch":
         ValueError: a camera has no partner on the other side.
     """
     assert not batch.depth
-    order, truth, width = partners(cameras), batch.truth, batch.images.shape[-1]
+    order, width = partners(cameras), batch.images.shape[-1]
     image = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
     image[0, 2] = width - 1
-    each = lambda values, signs: None if values is None else [value * signs for value in values]  # noqa: E731
-    changed = DriveTruth(
-        boxes=each(truth.boxes, _BOX), labels=truth.labels,
-        lines=each(truth.lines, _POINT), line_labels=truth.line_labels,
-        futures=each(truth.futures, _POINT), future_known=truth.future_known,
-        ego_future=truth.ego_future * _POINT, ego_future_known=truth.ego_future_known,
-        command=_COMMAND[truth.command], ego_status=truth.ego_status * _STATUS,
-    )  # fmt: skip
     frames = [
         RigFrame((image @ f.image_T_ego @ _WORLD)[:, order], _WORLD @ f.world_T_ego @ _WORLD, f.timestamp, f.scene)
         for f in batch.frames
     ]
     return replace(
-        batch, images=batch.images[:, :, order].flip(-1), frames=frames, status=batch.status * _STATUS, truth=changed,
+        batch, images=batch.images[:, :, order].flip(-1), frames=frames, status=batch.status * _STATUS,
+        truth=mirrored_truth(batch.truth),
         others=[[boxes * _BOX[:7].numpy().astype(np.float64) for boxes in steps] for steps in batch.others],
         velocity=batch.velocity * _POINT.double(),
+    )  # fmt: skip
+
+
+def mirrored_truth(truth: DriveTruth) -> DriveTruth:
+    """What is true in the mirror."""
+    each = lambda values, signs: None if values is None else [value * signs for value in values]  # noqa: E731
+    return DriveTruth(
+        boxes=each(truth.boxes, _BOX), labels=truth.labels,
+        lines=each(truth.lines, _POINT), line_labels=truth.line_labels,
+        futures=each(truth.futures, _POINT), future_known=truth.future_known,
+        ego_future=truth.ego_future * _POINT, ego_future_known=truth.ego_future_known,
+        command=_COMMAND[truth.command], ego_status=truth.ego_status * _STATUS,
     )  # fmt: skip
 
 

@@ -113,14 +113,8 @@ class CompletedModel(CompletedDrive):
         found = []
         for index in range(len(images)):
             rows = slice(index, index + 1)
-            found.append(self.stream(images[rows], missing[rows].cpu(), one_of(frame, index)))
+            found.append(self.stream(images[rows], missing[rows].cpu(), frame.one(index)))
         return [torch.cat(levels) for levels in zip(*found)], self.image_size(images), None
-
-
-def one_of(frame: RigFrame, index: int) -> RigFrame:
-    """One sample of a batch of rigs, as a batch of one."""
-    rows = slice(index, index + 1)
-    return RigFrame(frame.image_T_ego[rows], frame.world_T_ego[rows], frame.timestamp[rows], frame.scene[rows])
 
 
 def depth_loss(

@@ -10,17 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ....modules.rig import NUSCENES_CAMERAS
 from ....modules.sparse_drive.head import HeadConfig
 from ....modules.sparse_drive.results import DriveResult
-from ...data.images import as_picture
 from ...metrics.planning import rectangles
+from ...pictures import LINE_COLOURS, by_place, draw_path, on_ground, show_image
 from .baselines import results_of_truth
 from .evaluate import Seen
 
-_PLACES = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT")
-_LINE_COLOURS = dict(ped_crossing="tab:blue", divider="tab:orange", boundary="tab:green")
-_PLAN, _NEAR = "magenta", 0.1
+_PLAN = "magenta"
 # Corners of a box joined by an edge: the lower face, the upper one, between them, and what shows the front.
 _FACE = (0, 1, 2, 3, 0)
 _RING = tuple(zip(_FACE, _FACE[1:]))
@@ -81,14 +78,13 @@ _OF_LINES = ("lines", "line_scores", "line_labels")
 def _draw(figure, seen, result, head):
     """Images above in two rows, the view from above below."""
     axes = figure.subplot_mosaic([[0, 1, 2], [3, 4, 5], [6, 6, 6]], height_ratios=(1, 1, 2.4))
-    order = [name for name in _PLACES if name in head.cameras] if set(head.cameras) <= set(NUSCENES_CAMERAS) else None
     images, projection = seen.batch.images[seen.index, -1], seen.batch.frames[-1].image_T_ego[seen.index]
     for place in range(6):
         axes[place].set_axis_off()
-    for place, name in enumerate((order or head.cameras)[:6]):
+    for place, name in enumerate(by_place(head.cameras)[:6]):
         camera = head.cameras.index(name)
-        _on_image(axes[place], images[camera], projection[camera].cpu(), result, head)
-        axes[place].set_title(name.removeprefix("CAM_"), fontsize=7, pad=2)
+        show_image(axes[place], images[camera], name)
+        _on_image(axes[place], projection[camera].cpu(), result, head)
     _from_above(axes[6], result, head)
 
 
@@ -104,24 +100,28 @@ def _future(result, row):
     return torch.cat([result.boxes[row, None, :2], result.futures[row, mode]])
 
 
-def _on_image(axes, image, image_T_ego, result, head):
-    height, width = image.shape[-2:]
-    axes.imshow(as_picture(image).permute(1, 2, 0).numpy())
-    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+def _on_image(axes, image_T_ego, result, head):
     for row in range(len(result.boxes)):
         corners = box_corners(result.boxes[row])
         gap = corners.new_full((3,), torch.nan)
         edges = torch.stack([point for a, b in _EDGES for point in (corners[a], corners[b], gap)])
-        _path(axes, edges, image_T_ego, color=_colour(result, row), linewidth=0.7)
+        draw_path(axes, edges, image_T_ego, color=_colour(result, row), linewidth=0.7)
         way = _future(result, row)
         if way is not None:
-            _path(axes, _on_ground(way, head), image_T_ego, color=_colour(result, row), linewidth=0.7, linestyle=":")
+            draw_path(
+                axes,
+                on_ground(way, head.ego.ground),
+                image_T_ego,
+                color=_colour(result, row),
+                linewidth=0.7,
+                linestyle=":",
+            )
     for line, label in zip(result.lines, result.line_labels):
-        colour = _LINE_COLOURS.get(head.line_classes[label], "grey")
-        _path(axes, _on_ground(line, head), image_T_ego, color=colour, linewidth=0.7)
+        colour = LINE_COLOURS.get(head.line_classes[label], "grey")
+        draw_path(axes, on_ground(line, head.ego.ground), image_T_ego, color=colour, linewidth=0.7)
     if result.plan is not None:
         way = torch.cat([torch.zeros(1, 2), result.plan])
-        _path(axes, _on_ground(way, head), image_T_ego, color=_PLAN, linewidth=1.5)
+        draw_path(axes, on_ground(way, head.ego.ground), image_T_ego, color=_PLAN, linewidth=1.5)
 
 
 def box_corners(box: torch.Tensor) -> torch.Tensor:
@@ -132,24 +132,10 @@ def box_corners(box: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.cat([below, below.new_full((4, 1), z + side * height / 2)], 1) for side in (-1, 1)]).float()
 
 
-def _on_ground(points, head):
-    return torch.cat([points, points.new_full((len(points), 1), head.ego.ground)], dim=1)
-
-
-def _path(axes, points, image_T_ego, **style):
-    """A polyline (N, 3) in the ego frame, where it is in front of the camera."""
-    seen = points.double() @ image_T_ego[:3, :3].T + image_T_ego[:3, 3]
-    pixels = torch.where(seen[:, 2:] > _NEAR, seen[:, :2] / seen[:, 2:].clamp(min=_NEAR), torch.nan)
-    u, v = pixels.T
-    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
-    if ((u > 0) & (u < width) & (v > 0) & (v < height)).any():
-        axes.plot(u.numpy(), v.numpy(), **style)
-
-
 def _from_above(axes, result, head):
     """Ahead is to the right."""
     for line, label in zip(result.lines, result.line_labels):
-        axes.plot(*line.T.numpy(), color=_LINE_COLOURS.get(head.line_classes[label], "grey"), linewidth=1)
+        axes.plot(*line.T.numpy(), color=LINE_COLOURS.get(head.line_classes[label], "grey"), linewidth=1)
     for row, box in enumerate(result.boxes):
         outline = box_corners(box)[[0, 1, 2, 3, 0], :2]
         axes.plot(*outline.T.numpy(), color=_colour(result, row), linewidth=1)

@@ -6,7 +6,7 @@ from ....modules.sparse_drive.head import as_upstream
 from ....modules.sparse_drive.network import SparseDriveConfig
 from ....modules.sparse_drive.upstream_names import convert, model_name
 
-FRAME = "its frame is the LiDAR's, x right and y ahead: build the network with `as_upstream(config.head)`"
+FRAME = "its frame is the LiDAR's, x right and y ahead: take the configurations that end in _upstream"
 
 
 def import_whole(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

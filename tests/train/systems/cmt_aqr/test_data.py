@@ -22,7 +22,7 @@ from rigfuse.train.systems.cmt_aqr.data import ClassBalance, DetectionConfig, De
 
 FAR = (-200.0, -200.0, -50.0, 200.0, 200.0, 50.0)
 SMALL = DetectionConfig(image_size=(16, 40), sweeps=3)
-PLAIN = replace(SMALL, cbgs=False, p_no_image=0.0, p_no_lidar=0.0)
+PLAIN = replace(SMALL, cbgs=False, p_no_image=0.0, p_no_lidar=0.0, sampled_epochs=0)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def run(small_world, tmp_path_factory):
     settings = experiment(TINY)
     settings.model.queries, settings.data.root = 40, str(small_world)
     model = settings.build_model().eval()
-    for layer in (model.aqr_weight_generator.network[0], model.aqr_weight_generator.network[-1]):
+    for layer in (model.aqr_weight_generator.value, model.aqr_weight_generator.out, model.aqr_weight_generator.last):
         nn.init.normal_(layer.weight, std=0.4)
     model.shared_conv[
         1

@@ -1,6 +1,9 @@
 """The tables of the planned experiments: every row can be built, and a command makes one."""
 
+import json
+
 import pytest
+import torch
 
 from rigfuse.modules.rig import NUSCENES_CAMERAS
 from rigfuse.train.config import apply_options, check
@@ -45,6 +48,12 @@ def test_the_command_trains_what_is_missing_and_writes_the_table(small_world, tm
     assert text in shown and [line.split(" |")[0] for line in text.splitlines() if line.startswith("| ")][2:] == [
         f"| {label}" for label in ("constant", "copy", "warp", *(row.label for row in TABLES["topology"].rows))
     ]
+    facts = json.loads((tmp_path / "topology.json").read_text())
+    first, *_, last = facts["rows"]
+    assert (
+        first["label"] == "constant" and first["explained"] == {"one of six missing": [0.0] * 3} and not first["speed"]
+    )
+    assert len(last["speed"]) == 1 and facts["machine"]["torch"] == torch.__version__
     runs = {path.name: (path / "result.json").stat().st_mtime for path in (tmp_path / "runs").iterdir()}
     assert len(runs) == 3
     completion_tables.main([*arguments, "--cfg-options", *quick])

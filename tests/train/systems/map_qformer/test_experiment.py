@@ -10,13 +10,14 @@ from rigfuse.train import checkpoint
 from rigfuse.train import main as program
 from rigfuse.train.config import apply_options, check
 from rigfuse.train.systems import experiment
-from rigfuse.train.systems.map_qformer import first_step
-from rigfuse.train.tools import check_setup, generate_gt_cache
+from rigfuse.train.systems.map_qformer import first_step, memory
+from rigfuse.train.systems.map_qformer.data import MapSamples
+from rigfuse.train.tools import check_setup, compare_maps, generate_gt_cache
 
 TINY = "map_qformer_stage2_tiny"
 SMALL = (
     "data.image_size=36,64", "model.images.channels=16", "model.qformer.width=32", "model.qformer.heads=2",
-    "model.qformer.layers=2", "model.qformer.hidden=32", "model.qformer.tokens=12", "model.lm.width=32",
+    "model.qformer.layers=2", "model.qformer.hidden=32", "model.qformer.grid=1,2", "model.lm.width=32",
     "model.lm.layers=2", "model.lm.hidden=32", "model.instances=6", "model.points=5", "model.decoder.reduce=32,",
     "loader.batch_size=1", "run.log_steps=1", "run.tensorboard=false",
 )  # fmt: skip
@@ -38,12 +39,16 @@ def settings(small_world, folder):
 def test_the_cache_is_made_beforehand(small_world, folder, capsys):
     """Once: what training then looks for is there."""
     options = ["--config", TINY, "--data", str(small_world), "--cfg-options", f"data.cache={folder / 'cache'}"]
-    assert generate_gt_cache.main(options) == 0
+    anchors = folder / "anchors.json"
+    assert generate_gt_cache.main([*options[:4], "--anchors", str(anchors), *options[4:]]) == 0
     made = sorted(path.name for path in (folder / "cache").iterdir())
     assert [name.rpartition(".")[2] for name in made] == ["json", "npz"] * 2
     assert "world_train" in capsys.readouterr().out
     settings = apply_options(experiment(TINY), [*SMALL, f"data.cache={folder / 'cache'}"])
     settings.data.root = str(small_world)
+    settings.anchors = str(anchors)
+    with pytest.raises(ValueError, match=r"anchors have shape \(20, 10, 2\), need \(6, 5, 2\) finite numbers"):
+        settings.build_model()
     settings.build_data()
     assert sorted(path.name for path in (folder / "cache").iterdir()) == made
     with pytest.raises(SystemExit):
@@ -91,6 +96,11 @@ def test_train_resume_and_evaluate_from_the_command_line(small_world, folder, ca
     assert {f"val/{name}": value for name, value in figures.items()} == pytest.approx(
         {name: value for name, value in evaluated.items() if name.startswith("val/")}, abs=1e-6
     )
+    compared = ["--pictures", "1", "--lines", "0", "--out", str(folder / "compared")]
+    assert compare_maps.main([str(folder / "whole"), *compared]) == 0
+    found = json.loads((folder / "compared" / "figures.json").read_text())
+    assert list(found) == ["mean map", "untrained", "whole"] and found["whole"] == pytest.approx(figures, abs=1e-6)
+    assert (folder / "compared" / "000.png").stat().st_size > 10_000
     with pytest.raises(SystemExit, match="^error: .*trained with another language model than lm.source gives$"):
         program.main(["--eval-only", str(steps[-1]), "--cfg-options", "model.lm.seed=1"])
 
@@ -133,12 +143,19 @@ def test_the_set_up_is_checked(settings, capsys, monkeypatch):
     assert "the frozen language model moved: its sha256 is another" in report.problems()
 
 
+def test_every_rank_evaluates_as_many_samples():
+    """Or a sharded model would wait for ever; together they see all."""
+    shares = [MapSamples.share(range(5), rank, 3) for rank in range(3)]
+    assert {len(share) for share in shares} == {2} and {index for share in shares for index in share} == set(range(5))
+
+
 def test_the_memory_of_a_step_follows_from_sizes():
     """Of the full size, from its settings alone: mostly the frozen weights, and recomputing is what makes it fit."""
     made = experiment("map_qformer_stage2")
-    parts = first_step.parts_of(first_step.on_meta(made))
-    memory = first_step.memory_of_step(made.model, parts, 4)
+    model = first_step.on_meta(made)
+    parts = first_step.parts_of(model)
+    found = memory.memory_of_step(made, model, parts)
     made.model.lm.checkpoint = False
-    stored = first_step.memory_of_step(made.model, parts, 4)
-    assert memory["frozen weights"] == pytest.approx(12.3, abs=0.1)
-    assert stored["together"] - memory["together"] == pytest.approx(25.7 - 2.6, abs=1.0)
+    stored = memory.memory_of_step(made, model, parts)
+    assert found["frozen weights"] == pytest.approx(12.3, abs=0.1)
+    assert stored["together"] - found["together"] == pytest.approx(25.7 - 2.6, abs=1.0)

@@ -5,6 +5,7 @@ import torch
 
 from rigfuse.modules.rig import NUSCENES_CAMERAS
 from rigfuse.train.systems.sparse_drive.camera_loss import (
+    ANY,
     BLACK,
     HIDDEN,
     NOTHING,
@@ -40,6 +41,7 @@ def test_every_camera_and_every_pair_of_neighbours():
         ("plan/L2/mean", (1.0, 2.0, 1.25), 0.75),
         ("mAP", (0.4, 0.4, 0.5), None),  # the loss costs nothing
         ("plan/L2/mean", (2.0, 1.0, 1.0), None),  # … or less than nothing
+        ("mAP", (0.4, 0.39, 0.4), None),  # … or hardly anything
     ],
 )
 def test_the_share_recovered(figure, values, share):
@@ -52,6 +54,8 @@ def test_means_are_over_seeds():
     found = cells(0.4, 0.2, 0.3) + [Cell("v2", 1, "CAM_BACK", {"mAP": 0.4})]
     assert recovered(found, "v2", "CAM_BACK", "mAP") == pytest.approx(0.75)
     assert recovered(found, "v2", "CAM_FRONT", "mAP") is None
+    other = [Cell(method, 0, "CAM_FRONT", {"mAP": 0.0}) for method in (BLACK, "v2")]
+    assert recovered(found + other, "v2", ANY, "mAP") == pytest.approx((0.275 - 0.1) / (0.4 - 0.1))  # seeds .15, .4
     text = report(found, 0)
     assert "## mAP, larger is better" in text and "plan/L2" not in text and "Seeds: 0, 1 (too few" in text
 

@@ -1,0 +1,89 @@
+"""Reports what static BEV says of the validation split, alone and with cameras missing, and draws some of it.
+
+    python train/tools/report_static_bev.py work_dirs/static_bev_step2_tiny --out runs/static
+    python train/tools/report_static_bev.py RUN_WITHOUT_TIME RUN_WITH_TIME --lose CAM_FRONT CAM_BACK --out runs/static
+
+Of each run: IoU, series evaluation of lanes by sub-class, range and confidence, average precision of instances. Of all
+together: each figure with nothing missing and with each camera of --lose (all = every camera) missing at the moment
+that is judged; the past has seen it. Writes report.md, figures.json and RUN-TOKEN.png: what is said, what is true, the
+past brought into the present and, of a gate, its weights.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from rigfuse.train.checkpoint import CheckpointError
+from rigfuse.train.command_line import Parser, check_new, in_one_line
+from rigfuse.train.run import open_run
+from rigfuse.train.systems.static_bev.evaluate import measure
+from rigfuse.train.systems.static_bev.experiment import StaticBevExperiment
+from rigfuse.train.systems.static_bev.pictures import draw_said
+from rigfuse.train.systems.static_bev.report import NO_LOSS, comparison, report
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or checkpoints")
+    parser.add_argument("--data", metavar="ROOT", help="a folder in nuScenes format instead of the runs'")
+    parser.add_argument("--split", metavar="NAME", help="of the validation (default: the run's)")
+    parser.add_argument(
+        "--lose", nargs="+", default=[], metavar="CAMERA", help="cameras, one at a time; all = every one"
+    )
+    parser.add_argument("--pictures", type=int, default=4, metavar="N", help="samples drawn of each run (default 4)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    return parser.parse_args(arguments)
+
+
+@torch.no_grad()
+def main(arguments: list[str] | None = None) -> int:
+    chosen = parse(arguments)
+    with in_one_line("report_static_bev", ValueError, OSError, ImportError, CheckpointError):
+        check_new("--out", chosen.out)
+        device, cells, parts = torch.device("cuda" if torch.cuda.is_available() else "cpu"), {}, []
+        for source in chosen.runs:
+            run = open_run(source, chosen.data)
+            settings, name = run.settings, run.folder.name
+            if not isinstance(settings, StaticBevExperiment):
+                raise ValueError(f"{source} is of {settings.name}; needs a run of static_bev")
+            settings.data.cache, settings.data.val_split = "", chosen.split or settings.data.val_split
+            samples, model = settings.build_data()[1], run.build_model(device).eval()
+            model.set_cameras(samples.names)
+            lose = samples.names if chosen.lose == ["all"] else chosen.lose
+            for loss in (NO_LOSS, *lose):
+                print(f"{name}: {loss}", file=sys.stderr, flush=True)
+                config = replace(settings.evaluation, lost=() if loss == NO_LOSS else (loss,))
+                batches = (settings.collate([samples[0, index]]).to(device) for index in range(len(samples)))
+                look = pictures(model, chosen, name, len(samples)) if loss == NO_LOSS else None
+                measured = measure(model, batches, config, samples.names, settings.mean_map(model), look)
+                cells[name, loss] = measured.figures()
+                parts += [f"# {name}, step {run.step}", report(measured)] if loss == NO_LOSS else []
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        text = "\n\n".join(["# Runs side by side", comparison(cells), *parts])
+        (chosen.out / "report.md").write_text(text)
+        rows = [dict(run=run, lost=loss, figures=figures) for (run, loss), figures in cells.items()]
+        (chosen.out / "figures.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(comparison(cells))
+    return 0
+
+
+def pictures(model, chosen, name, count):
+    """What draws `--pictures` samples, spread over all."""
+    every, seen = max(count // max(chosen.pictures, 1), 1), [0]
+
+    def look(batch, row, said):
+        place, seen[0] = seen[0], seen[0] + 1
+        if chosen.pictures and place % every == every - 1:
+            chosen.out.mkdir(parents=True, exist_ok=True)
+            figure = draw_said(model, said, batch.truth, row, f"{name}: {batch.tokens[row]}")
+            figure.savefig(chosen.out / f"{name}-{batch.tokens[row]}.png", dpi=100)
+
+    return look
+
+
+if __name__ == "__main__":
+    sys.exit(main())
