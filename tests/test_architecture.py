@@ -127,8 +127,10 @@ def test_a_door_between_rooms_would_be_seen(tmp_path, monkeypatch):
 def test_a_system_has_tiny_siblings_a_metric_and_a_row_in_the_readme(system):
     assert (ROOT / "modules" / system).is_dir()
     names = set(import_module(f"rigfuse.train.systems.{system}.configs").EXPERIMENTS)
-    full = {name for name in names if not name.endswith("_tiny")}
-    assert full and names == full | {f"{name}_tiny" for name in full}
+    full = {name for name in names if "_tiny" not in name}
+    variants = {name for name in names if "_tiny_" in name}  # further stages of a tiny one
+    assert full and names - variants == full | {f"{name}_tiny" for name in full}
+    assert {name.rpartition("_")[0] for name in variants} <= names
     (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{system}` |")]
     for name in names:
         made = experiment(name)
