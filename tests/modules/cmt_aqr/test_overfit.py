@@ -60,7 +60,7 @@ def test_four_frames_are_learned_by_heart():
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 0.1
-    steps, rate = 180, 4e-3
+    steps, rate = 160, 4e-3
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 20, 2 * (steps - step) / steps)
