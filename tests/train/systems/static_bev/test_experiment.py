@@ -101,7 +101,7 @@ def test_on_real_maps_it_learns_roads_and_lines_of_unknown_type(nuscenes_root, n
     assert output.figures["history/found"] == 1 and output.losses["lane_focal"] > 0 and output.losses["heat"] == 0
     sum(output.losses.values()).backward()
     assert model.head.lanes[-1].bias.grad[:2].all() and not model.head.lanes[-1].bias.grad[4:].any()
-    batches = [made.collate([validation[0, index] for index in (9, 10)]).to("cpu")]
+    batches = [made.collate([validation[0, index] for index in (10,)]).to("cpu")]
     constant = torch.zeros(13, *validation.grid.shape)
     measured = measure(model.eval(), batches, made.evaluation, validation.names, constant)
     series, figures = measured.own.series.figures(), measured.figures()
@@ -113,7 +113,7 @@ def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path
     plain, cached = settings(2, small_world, step1), settings(2, small_world, step1)
     plain.model.fusion.kind = cached.model.fusion.kind = "gate"
     cached.data.cache = str(tmp_path / "cache")
-    cached.evaluation.pictures = cached.evaluation.picture_steps = 2
+    cached.evaluation.pictures, cached.evaluation.picture_steps = 1, 3
     sets = plain.build_data()[0], cached.build_data()[0]
     assert sets[0].past(2) == [0, 1] and sets[0].past(0) == [None, None]
     files = sorted(path.name for path in (tmp_path / "cache").iterdir())
@@ -140,7 +140,7 @@ def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path
     assert {"iou", "iou_best", "constant/iou_best", "series/f1_any", "history/found"} <= figures.keys()
     assert figures["history/found"] == pytest.approx((0 + 0.5 + 1) / 3)
     drawn = sorted(path.name for path in (folder / "pictures").iterdir())
-    assert len(drawn) == 4 and drawn[-2:] == ["training-00000000.png", "training-00000002.png"]
+    assert len(drawn) == 2 and drawn[-1] == "training-00000000.png"
     out = tmp_path / "report"
     assert report_static_bev.main([str(folder), "--lose", "CAM_FRONT", "--pictures", "1", "--out", str(out)]) == 0
     text, rows = (out / "report.md").read_text(), json.loads((out / "figures.json").read_text())
