@@ -68,7 +68,13 @@ def compute(call: Call, modes: tuple[str, ...]) -> Result:
         computed = torch.autograd.grad(outputs[0], list(leaves.values()), call.grad, allow_unused=True)
         for (name, leaf), grad in zip(leaves.items(), computed):
             grads[name] = (torch.zeros_like(leaf) if grad is None else grad).double()
-    return Result([output.detach().double() for output in outputs], grads, call.jumps)
+    jumps = call.jumps
+    for name, places in call.jumps_at.items():
+        if name in grads:
+            apart = f"{name} where it jumps"
+            grads[apart], grads[name] = grads[name].where(places, 0), grads[name].where(~places, 0)
+            jumps |= {apart}
+    return Result([output.detach().double() for output in outputs], grads, jumps)
 
 
 def repeats(result: Result, again: Result, mode: str) -> bool:

@@ -27,6 +27,7 @@ class Inputs:
     grad: torch.Tensor  # as large as the result
     flops: int = 0
     read: list[torch.Tensor] | None = None  # what must be read, where that is not all arguments
+    jumps: Mapping[str, torch.Tensor] = field(default_factory=dict)  # see `Call`
 
     @property
     def device(self) -> torch.device:
@@ -99,8 +100,7 @@ def make_inputs(operation: Operation, case: str, dtype: torch.dtype, device: tor
 
 def make_call(made: Inputs, function: Function) -> Call:
     leaves = {name: made.arguments[name] for name in made.leaves}
-    jumps = frozenset({"offsets"} & leaves.keys())
-    return Call(lambda: function(*made.arguments.values()), leaves, made.grad, jumps=jumps)
+    return Call(lambda: function(*made.arguments.values()), leaves, made.grad, jumps_at=made.jumps)
 
 
 def make_workload(

@@ -9,23 +9,34 @@ _OUTSIDE = -3.0  # a normalised coordinate that grid_sample finds outside every 
 def grid_sample_warp(features, projection, depths, *, weights=None, offsets=None, source_index=None):
     """`multi_depth_warp` with `grid_sample`, one plane after another. Returns warped and coverage."""
     height, width = features.shape[2:]
-    source = features if source_index is None else features[source_index]
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    source = source.to(dtype)  # grid_sample wants maps and grid in one dtype, and half-precision grids miss their cells
-    projection, depths = projection.to(dtype), depths.to(dtype)
-    ones = source.new_ones(len(source), 1, height, width)
-    v, u = _cell_centres(height, width, source.device, dtype)
+    source = features.to(dtype)  # as grid_sample wants its grid, which in half precision would miss its cells
+    if source_index is not None and source_index.ndim == 1:
+        source = source[source_index]
+    weights = None if weights is None else weights.to(dtype)
+    ones = source.new_ones(len(projection), 1, height, width)
     planes, covered = [], []
-    for d, depth in enumerate(depths):
-        points = torch.stack([u * depth, v * depth, depth.expand_as(u), torch.ones_like(u)], dim=-1)
-        p = torch.einsum("nij,hwj->nhwi", projection, points)
-        location = p[..., :2] / p[..., 2:]
+    for d in range(len(depths)):
+        location, valid = source_locations(projection.to(dtype), depths.to(dtype), d, height, width)
         if offsets is not None:
             location = location + offsets[:, min(d, offsets.shape[1] - 1)]
-        grid = sampling_grid(location, p[..., 2] > 0.1)
-        planes.append(F.grid_sample(source, grid, align_corners=False))
+        read = source
+        if source_index is not None and source_index.ndim == 2:
+            read = source[source_index[:, d].clamp(min=0)]
+            valid = valid & (source_index[:, d] >= 0)[:, None, None]
+        grid = sampling_grid(location, valid)
+        planes.append(F.grid_sample(read, grid, align_corners=False))
         covered.append(F.grid_sample(ones, grid.detach(), align_corners=False))
     return _blend(planes, weights).to(features.dtype), _blend(covered, weights)[:, 0].detach().float()
+
+
+def source_locations(projection, depths, d, height, width):
+    """Where hypothesis d of every target cell lies: (N, H, W, 2) in cells, and whether before the camera, (N, H, W)."""
+    v, u = _cell_centres(height, width, projection.device, projection.dtype)
+    depth = depths[d]
+    points = torch.stack([u * depth, v * depth, depth.expand_as(u), torch.ones_like(u)], dim=-1)
+    p = torch.einsum("nij,hwj->nhwi", projection[:, d] if projection.ndim == 4 else projection, points)
+    return p[..., :2] / p[..., 2:], p[..., 2] > 0.1
 
 
 def grid_sample_bev_warp(features, transform):

@@ -24,6 +24,8 @@ class Call:
     capturable: whether a CUDA graph can hold it, or the reason why not.
     jumps: leaves whose gradient jumps where a sampled location crosses from one cell into the next. There rounding
         decides on which side it is, so two right results may differ in a few places by more than rounding.
+    jumps_at: for those of whose gradient it is known where it jumps, a mask of its shape: these places are compared
+        apart from all others.
     """
 
     run: Callable[[], torch.Tensor | tuple[torch.Tensor, ...]]
@@ -32,6 +34,7 @@ class Call:
     reset: Callable[[], None] = lambda: None
     capturable: bool | str = True
     jumps: frozenset[str] = frozenset()
+    jumps_at: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def forward(self) -> tuple[torch.Tensor, ...]:
         outputs = self.run()

@@ -139,15 +139,15 @@ def careful_tiles(inputs: Inputs, architecture: str) -> dict[str, float]:
     one of a map that its end cuts are slow too.
     """
     from ...kernels.window_bias_attention import configs
-    from ...kernels.window_bias_attention.triton.primitives import query_order
+    from ...kernels.window_bias_attention.order import query_order
 
     arguments = inputs.arguments
     query, centers, maps = arguments["query"], arguments["centers"], arguments["maps"]
     config = configs.forward(architecture, query.element_size(), query.shape[3])
     rows, columns = config["BLOCK_M"], config["BLOCK_N"]
-    order = query_order(centers, [number for token_map in maps for number in token_map])
+    orders = query_order(centers).unbind(1)
     shares, slow_in_all, tiles_in_all = {}, 0, 0
-    for m, (height, width, window) in enumerate(maps):
+    for m, ((height, width, window), order) in enumerate(zip(maps, orders)):
         cells = height * width
         left, top = (
             ((centers[:, :, m] + 0.5).floor() - window // 2).gather(1, order[..., None].expand(-1, -1, 2)).unbind(-1)

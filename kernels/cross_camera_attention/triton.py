@@ -17,10 +17,13 @@ from . import configs
 
 
 @triton.jit
-def _load(tensor, head_ptr, start, mask, BLOCK: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[BLOCK, BLOCK_D]: rows of a head from row `start` on; zeros where `mask` is False and beyond DIM."""
+def _load(
+    tensor, head_ptr, start, mask, BLOCK: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr = True,
+):  # fmt: skip
+    """[BLOCK, BLOCK_D]: rows of a head from row `start` on; zeros beyond DIM and, if MASKED, where `mask` is False."""
     first = head_ptr + tl.cast(start, tl.int64) * tensor.row
-    return load_rows(tensor, first, tl.arange(0, BLOCK), mask, True, DIM, BLOCK_D)
+    return load_rows(tensor, first, tl.arange(0, BLOCK), mask, MASKED, DIM, BLOCK_D)
 
 
 @triton.jit
@@ -47,6 +50,35 @@ def _listed(block_table, n, m, blocks, length_k):
 
 
 @triton.jit
+def _plain_end(key_mask, end_n, BLOCK_N: tl.constexpr):
+    """The end of those tiles of keys that all count for certain: the full ones, where nothing is masked."""
+    if key_mask is not None:
+        return end_n * 0
+    return end_n // BLOCK_N * BLOCK_N
+
+
+@triton.jit
+def _attend(
+    q, m_i, l_i, acc, key, value, key_mask, key_head, value_head, block, start_n, length_k, scale_log2,
+    CAREFUL: tl.constexpr, PRECISION: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, ACC_DTYPE: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys. CAREFUL: some of them may not count."""
+    mask_n = start_n + tl.arange(0, BLOCK_N) < length_k  # [BLOCK_N]
+    if CAREFUL:
+        mask_n = _keys_of(key_mask, block, start_n + tl.arange(0, BLOCK_N), length_k)
+    k = _load(key, key_head, start_n, mask_n, BLOCK_N, DIM, BLOCK_D, CAREFUL)  # [BLOCK_N, BLOCK_D]
+    # [BLOCK_M, BLOCK_N], as p
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC_DTYPE) * scale_log2
+    if CAREFUL:  # a choice: −inf added to the scores of a query that is NaN would be NaN
+        scores = tl.where(mask_n[None, :], scores, float("-inf"))
+    p, m_i, l_i, acc = softmax_step(scores, m_i, l_i, acc, True)
+    v = _load(value, value_head, start_n, mask_n, BLOCK_N, DIM, BLOCK_D, CAREFUL)  # [BLOCK_N, BLOCK_D]
+    acc += tl.dot(p.to(v.dtype), v, input_precision=PRECISION, out_dtype=ACC_DTYPE)
+    return m_i, l_i, acc
+
+
+@triton.jit
 def cross_camera_attention_forward(
     query, key, value, block_table, key_mask, out, lse_ptr,
     scale_log2: tl.float64,
@@ -70,21 +102,46 @@ def cross_camera_attention_forward(
         block, end_n = _listed(block_table, n, m, blocks, length_k)
         key_head = head_of(key, block, head)
         value_head = head_of(value, block, head)
-        for start_n in range(0, end_n, BLOCK_N):
-            mask_n = _keys_of(key_mask, block, start_n + tl.arange(0, BLOCK_N), length_k)  # [BLOCK_N]
-            k = _load(key, key_head, start_n, mask_n, BLOCK_N, DIM, BLOCK_D)  # [BLOCK_N, BLOCK_D]
-            # [BLOCK_M, BLOCK_N], as p
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC_DTYPE) * scale_log2
-            scores = tl.where(mask_n[None, :], scores, float("-inf"))
-            p, m_i, l_i, acc = softmax_step(scores, m_i, l_i, acc, True)
-            v = _load(value, value_head, start_n, mask_n, BLOCK_N, DIM, BLOCK_D)  # [BLOCK_N, BLOCK_D]
-            acc += tl.dot(p.to(v.dtype), v, input_precision=PRECISION, out_dtype=ACC_DTYPE)
+        plain_end = _plain_end(key_mask, end_n, BLOCK_N)
+        if key_mask is None:
+            for start_n in range(0, plain_end, BLOCK_N):
+                m_i, l_i, acc = _attend(
+                    q, m_i, l_i, acc, key, value, key_mask, key_head, value_head, block, start_n, length_k, scale_log2,
+                    False, PRECISION, DIM, BLOCK_D, BLOCK_N, ACC_DTYPE,
+                )  # fmt: skip
+        for start_n in range(plain_end, end_n, BLOCK_N):
+            m_i, l_i, acc = _attend(
+                q, m_i, l_i, acc, key, value, key_mask, key_head, value_head, block, start_n, length_k, scale_log2,
+                True, PRECISION, DIM, BLOCK_D, BLOCK_N, ACC_DTYPE,
+            )  # fmt: skip
 
     # A query without any key: zeros, and +inf so that exp2(score − lse) is 0 in the backward pass.
     acc = acc / tl.where(l_i == 0, 1.0, l_i)[:, None]
     lse = tl.where(l_i == 0, float("inf"), m_i + tl.log2(l_i))
     _store(out, head_of(out, n, head), start_m, acc, mask_m, BLOCK_M, DIM, BLOCK_D)
     tl.store(lse_ptr + (n * heads + head).to(tl.int64) * length_q + offs_m, lse, mask=mask_m)
+
+
+@triton.jit
+def _descend(
+    q, do, lse, delta, dq, key, value, key_mask, key_head, value_head, block, start_n, length_k, scale_log2,
+    CAREFUL: tl.constexpr, PRECISION: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, ACC_DTYPE: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys. CAREFUL: some of them may not count."""
+    mask_n = start_n + tl.arange(0, BLOCK_N) < length_k  # [BLOCK_N]
+    if CAREFUL:
+        mask_n = _keys_of(key_mask, block, start_n + tl.arange(0, BLOCK_N), length_k)
+    k = _load(key, key_head, start_n, mask_n, BLOCK_N, DIM, BLOCK_D, CAREFUL)  # [BLOCK_N, BLOCK_D], as v
+    v = _load(value, value_head, start_n, mask_n, BLOCK_N, DIM, BLOCK_D, CAREFUL)
+    # [BLOCK_M, BLOCK_N], as p, dp and ds
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC_DTYPE) * scale_log2
+    p = tl.exp2(scores - lse[:, None])
+    dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=ACC_DTYPE)
+    ds = p * (dp - delta[:, None])
+    if CAREFUL:
+        ds = tl.where(mask_n[None, :], ds, 0.0)
+    return dq + tl.dot(ds.to(k.dtype), k, input_precision=PRECISION, out_dtype=ACC_DTYPE)
 
 
 @triton.jit
@@ -117,16 +174,18 @@ def cross_camera_attention_backward_query(
             block, end_n = _listed(block_table, n, m, blocks, length_k)
             key_head = head_of(key, block, head)
             value_head = head_of(value, block, head)
-            for start_n in range(0, end_n, BLOCK_N):
-                mask_n = _keys_of(key_mask, block, start_n + tl.arange(0, BLOCK_N), length_k)  # [BLOCK_N]
-                k = _load(key, key_head, start_n, mask_n, BLOCK_N, DIM, BLOCK_D)  # [BLOCK_N, BLOCK_D], as v
-                v = _load(value, value_head, start_n, mask_n, BLOCK_N, DIM, BLOCK_D)
-                # [BLOCK_M, BLOCK_N], as p, dp and ds
-                scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC_DTYPE) * scale_log2
-                p = tl.exp2(scores - lse[:, None])
-                dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=ACC_DTYPE)
-                ds = tl.where(mask_n[None, :], p * (dp - delta[:, None]), 0.0)
-                dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION, out_dtype=ACC_DTYPE)
+            plain_end = _plain_end(key_mask, end_n, BLOCK_N)
+            if key_mask is None:
+                for start_n in range(0, plain_end, BLOCK_N):
+                    dq = _descend(
+                        q, do, lse, delta, dq, key, value, key_mask, key_head, value_head, block, start_n, length_k,
+                        scale_log2, False, PRECISION, DIM, BLOCK_D, BLOCK_N, ACC_DTYPE,
+                    )  # fmt: skip
+            for start_n in range(plain_end, end_n, BLOCK_N):
+                dq = _descend(
+                    q, do, lse, delta, dq, key, value, key_mask, key_head, value_head, block, start_n, length_k,
+                    scale_log2, True, PRECISION, DIM, BLOCK_D, BLOCK_N, ACC_DTYPE,
+                )  # fmt: skip
         dq *= tl.full([], scale, ACC_DTYPE)
         _store(dquery, head_of(dquery, n, head), start_m, dq, mask_m, BLOCK_M, DIM, BLOCK_D)
 

@@ -38,15 +38,19 @@ def backward_target(architecture: str, channels: int, channels_last: bool, dtype
 
 
 def backward_features(architecture: str, channels: int, channels_last: bool, dtype: torch.dtype) -> dict[str, int]:
-    """The tiles of source cells, and how many targets and bounds are looked through at once."""
-    tile = dict(SOURCE_H=8, SOURCE_W=8, BLOCK_N=128, num_stages=1)
+    """The tiles of source cells, and how many targets and bounds are looked through at once.
+
+    Two stages load for the next visit while one is computed. Exact float32 has not the registers for it: a program less
+    would share a multiprocessor.
+    """
+    tile = dict(SOURCE_H=8, SOURCE_W=8, BLOCK_N=128)
     if dtype == torch.float64:
-        return dict(tile, BLOCK_C=16, BLOCK_B=128, num_warps=4)
+        return dict(tile, BLOCK_C=16, BLOCK_B=128, num_warps=4, num_stages=1)
     if dtype == torch.float32:  # no tensor core: the operands stay in registers
-        return dict(tile, BLOCK_C=_channel_block(channels, 64), BLOCK_B=128, num_warps=4)
+        return dict(tile, BLOCK_C=_channel_block(channels, 64), BLOCK_B=128, num_warps=4, num_stages=1)
     # Beyond 168 registers sm_100 spills with four warps.
     num_warps = 8 if architecture == "sm_100" else 4
-    return dict(tile, BLOCK_C=_channel_block(channels, 128), BLOCK_B=512, num_warps=num_warps)
+    return dict(tile, BLOCK_C=_channel_block(channels, 128), BLOCK_B=512, num_warps=num_warps, num_stages=2)
 
 
 def dot(features: torch.dtype, accumulator: torch.dtype) -> tuple[torch.dtype, str]:

@@ -5,6 +5,7 @@ hypotheses that lie inside their source. The gradient of the maps is the transpo
 corners by source cell makes each of them a bag of rows of the incoming gradient. Nothing but the inputs is kept for it.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -66,7 +67,11 @@ def backward(
     if any(needs_grad[1:]):
         shape, empty = (len(projection), height, width, found.depths), not (len(found.flat) and grad.shape[1])
         dots = torch.zeros_like(found.share) if empty else _dots(rows, _rows(features, dtype), found)
-        spread = lambda values: values.new_zeros(shape).put_(found.flat, values).movedim(-1, 1)  # noqa: E731
+        nothing = grad.new_zeros(math.prod(shape), dtype=dtype)
+
+        def spread(values):  # not by `put_`, which torch.use_deterministic_algorithms refuses
+            return nothing.index_copy(0, found.flat, values).view(shape).movedim(-1, 1)
+
         if needs_grad[1]:
             dweights = torch.empty_like(weights).copy_(spread((found.share * dots).sum(1)))
         if needs_grad[2]:

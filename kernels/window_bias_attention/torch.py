@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..runtime.launch import accumulator_dtype
+from .order import query_order
 
 CHUNK = 1024  # keys
 BLOCK = 1 << 20  # scores of all heads
@@ -128,7 +129,7 @@ def forward(
     values = _unclamped(weights, bias_scale, min_scale, max_scale, dtype)[2].clamp(-max_bias, max_bias)
     for b in range(len(q)) if q.numel() else ():
         _forward_one(q[b], key[b], value[b], centers[b], values[b], maps, scale, out[b], lse[b])
-    return out.to(query.dtype), lse
+    return out.to(query.dtype), lse, query_order(centers)
 
 
 def _forward_one(q, key, value, centers, values, maps, scale, out, lse):
@@ -167,7 +168,7 @@ def _attend(scores, v):
 
 
 def backward(
-    grad, out, lse, query, key, value, centers, weights, bias_scale,
+    grad, out, lse, order, query, key, value, centers, weights, bias_scale,
     maps, min_scale, max_scale, max_bias, scale, needs_grad,
 ):  # fmt: skip
     dtype = accumulator_dtype(query.dtype)

@@ -1,6 +1,7 @@
 """Stage 1, version 3: geometry first. Every source goes straight into the missing camera's view, at every scale."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -149,19 +150,23 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         return usual.to(like.dtype)
 
     def _complete(self, features, sources, history, only):
-        device, completed = features[0].device, list(features)
+        device, completed, refined = features[0].device, list(features), None
         index = sources.sample.to(device), sources.camera.to(device)
-        score, refined = self._scores(index[1], features[self.coarse].shape[-2:]), None
+        score = self._scores(index[1], features[self.coarse].shape[-2:])
+
+        def complete(original, scale):
+            nonlocal refined
+            facts = index[1], score, sources, history
+            completion, refined = self._complete_scale(scale, features[scale], original, *facts, refined)
+            return self._fuse(original, completion, scale)
+
         for scale in sorted(range(len(self.strides)), key=lambda scale: scale != self.coarse):
-            x = features[scale]
-            completion, refined = self._complete_scale(scale, x, index, score, sources, history, refined)
-            fuse = lambda original, scale=scale, completion=completion: self._fuse(original, completion, scale)  # noqa: E731
-            completed[scale] = replace_maps(x, index, fuse, only=only)
+            completed[scale] = replace_maps(features[scale], index, partial(complete, scale=scale), only=only)
         return completed
 
-    def _complete_scale(self, scale, features, index, score, sources, history, refined):
+    def _complete_scale(self, scale, features, original, camera, score, sources, history, refined):
         """The missing maps (N, C, H, W) of a scale before the gate, and what was refined at the coarse one."""
-        camera, coarse, past = index[1], scale == self.coarse, history.queues[scale].frames
+        coarse, past = scale == self.coarse, history.queues[scale].frames
         with annotate("temporal_completion.warp"):
             maps = self._unusual(scale, features, past, sources)
             look = _Look(maps, self.strides[scale] * history.pool, sources)
@@ -170,7 +175,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             keys = self._keys(base.shape[-2:], score, look) if coarse else None
             del maps, look  # the most that is held at once, without gradients
         if coarse:
-            completion = self._refine(features[index], base, camera, keys)
+            completion = self._refine(original, base, camera, keys)
             return completion, completion - base if len(self.strides) > 1 else None
         detail = F.interpolate(refined, size=base.shape[-2:], mode="bilinear", align_corners=False)
         return base + self.lift[str(scale)](torch.cat([base, detail], dim=1)), refined

@@ -96,10 +96,9 @@ def test_nothing_is_pretended_afterwards():
 def careful_by_hand(inputs, rows, columns):
     """(careful, all) tiles, counted one after another from what a window is."""
     centers, maps = inputs.arguments["centers"][0], inputs.arguments["maps"]
-    areas = [token_map.height * token_map.width for token_map in maps]
-    order = torch.argsort(centers[:, areas.index(max(areas)), 1], stable=True)
     careful = tiles = 0
     for m, (height, width, window) in enumerate(maps):
+        order = torch.argsort(centers[:, m, 1], stable=True)
         for queries in order.split(rows):
             touched = set()
             for x, y in centers[queries, m].tolist():

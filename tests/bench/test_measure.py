@@ -12,7 +12,7 @@ from rigfuse.bench.floors import Machine, traffic_floor
 from rigfuse.bench.measure import Effort
 from rigfuse.bench.results import Difference, Outcome, Skipped
 from rigfuse.bench.subjects import compare
-from rigfuse.bench.workload import Call
+from rigfuse.bench.workload import MODES, Call
 from rigfuse.train import claims
 
 EPSILON = torch.finfo(torch.float32).eps
@@ -123,6 +123,28 @@ def test_a_gradient_that_jumps_is_held_to_the_ceiling_alone():
     assert errors(9e-4).excess(torch.float32, plain) == "" and errors(9e-4).worst == 1e-7
     assert "gradient of offset" in errors(2e-3).excess(torch.float32, plain)
     assert "gradient of other" in errors(0.0, 1e-4).excess(torch.float32, plain)
+
+
+def test_where_a_gradient_jumps_it_is_compared_apart_from_the_rest():
+    """A wrong number elsewhere is wrong, though the gradient has such places."""
+    places = torch.zeros(4, 50, dtype=torch.bool)
+    places[0, 0] = True
+
+    def result(change):
+        offsets = torch.zeros(4, 50, requires_grad=True)  # no change of the output
+        call = Call(
+            lambda: (offsets * change).sum(), dict(offsets=offsets), torch.tensor(1.0), jumps_at=dict(offsets=places)
+        )
+        return correctness.compute(call, MODES)
+
+    exact = result(torch.ones(4, 50))
+    assert set(exact.grads) == {"offsets", "offsets where it jumps"} and exact.jumps == {"offsets where it jumps"}
+    plain = correctness.errors(result(torch.ones(4, 50) + 1e-7), exact)
+    for place, said in (((0, 0), ""), ((0, 1), "gradient of offsets, allowed")):
+        change = torch.ones(4, 50)
+        change[place] += 9e-4
+        assert said in (wrong := correctness.errors(result(change), exact).excess(torch.float32, plain))
+        assert bool(wrong) == bool(said)
 
 
 def test_no_gradient_errs_more_than_the_worst_of_plain_pytorch():

@@ -26,8 +26,8 @@ def launches(dtype, dim):
     query, key = tokens(130), tokens(20 * 50 + 16 * 32)
     arguments = (query, key, key, torch.zeros(1, 130, 2, 2), torch.zeros(1, 130, 2), torch.zeros(()))
     settings = (maps, 0.5, 5.0, 5.0, dim**-0.5)
-    launch_forward(*arguments, *settings)
-    launch_backward(query, query, torch.zeros(1, 2, 130), *arguments, *settings, [True] * 5)
+    _, lse, order = launch_forward(*arguments, *settings)
+    launch_backward(query, query, lse, order, *arguments, *settings, [True] * 5)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -16,9 +16,18 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def server():
+    """What ranks are forked from: a process that imports once, and shares nothing with the tests' own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rigfuse.train.main", "support.toy_experiment"])
+    return context
+
+
 def run_ranks(function, size: int, *arguments) -> None:
     """`function(world, *arguments)` on every rank; an error on one of them is raised here."""
-    torch.multiprocessing.spawn(_rank, (size, free_port(), function, arguments), nprocs=size)
+    server()
+    given = (size, free_port(), function, arguments)
+    torch.multiprocessing.start_processes(_rank, given, nprocs=size, start_method="forkserver")
 
 
 def _rank(rank, size, port, function, arguments):
@@ -36,8 +45,7 @@ def train_toy_on_ranks(size: int, logs: Path, *arguments: str) -> list[tuple[int
 
     A rank that is still there after a minute counts as hanging, and raises.
     """
-    context = multiprocessing.get_context("forkserver")  # imports once, and shares nothing with the tests' process
-    context.set_forkserver_preload(["rigfuse.train.main", "support.toy_experiment"])
+    context = server()
     logs.mkdir()
     files, port = [logs / f"rank-{rank}.txt" for rank in range(size)], free_port()
     ranks = [context.Process(target=_train_toy, args=(n, size, port, file, arguments)) for n, file in enumerate(files)]

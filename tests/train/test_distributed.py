@@ -16,7 +16,7 @@ from rigfuse.train import checkpoint
 from rigfuse.train.distributed import World
 from rigfuse.train.trainer import Trainer
 from support import toy_experiment
-from support.ranks import run_ranks
+from support.ranks import run_ranks, train_toy_on_ranks
 from support.runs import lines
 
 
@@ -172,10 +172,12 @@ def test_an_error_on_one_rank_stops_all_within_a_minute(tmp_path):
 
 
 def test_an_error_in_the_save_stops_all_within_a_minute(tmp_path):
-    (tmp_path / "checkpoints").write_text("not a folder")
-    status, output, seconds = torchrun(tmp_path, "run.checkpoint_steps=2")
-    assert status != 0 and seconds < 60
-    assert "FileExistsError" in output and "FirstRankError" in output
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("not a folder")
+    every = ("--config", "toy", "--work-dir", str(tmp_path / "run"), "--cfg-options", "run.checkpoint_steps=2")
+    (first, said), (second, other) = train_toy_on_ranks(2, tmp_path / "logs", *every)  # within a minute, or it raises
+    assert first == second == 1 and "error: [Errno 17] File exists" in said.splitlines()[-1]
+    assert "Traceback" not in said + other
 
 
 def test_sigterm_to_torchrun_saves_once(tmp_path):

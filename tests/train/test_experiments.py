@@ -15,6 +15,7 @@ from rigfuse.train.systems import EXPERIMENTS, experiment
 from support.toy_experiment import toy
 
 QUICK = ("data.scenes=1,1", "run.epochs=1", "data.image_size=32,64", "run.tensorboard=false", "run.log_steps=4")
+QUICK += ("evaluate_without=CAM_FRONT,CAM_BACK_LEFT",)
 
 
 def run(*arguments):

@@ -18,7 +18,6 @@ from .primitives import (
     piece,
     pieces,
     queries,
-    query_order,
     window_bias,
     windows,
 )
@@ -34,7 +33,8 @@ def window_bias_attention_prepare(
     tile = tl.program_id(0) % tiles
     b = tl.program_id(0) // tiles // heads
     head = tl.program_id(0) // tiles % heads
-    offs_i, mask_m = queries(order_ptr, b, tile * BLOCK_M, length, BLOCK_M)  # [BLOCK_M]
+    offs_i = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)  # [BLOCK_M]
+    mask_m = offs_i < length
     # [BLOCK_M, BLOCK_D], as o
     do = load_rows(grad, head_of(grad, b, head), offs_i, mask_m, True, DIM, BLOCK_D).to(ACC_DTYPE)
     o = load_rows(out, head_of(out, b, head), offs_i, mask_m, True, DIM, BLOCK_D).to(ACC_DTYPE)
@@ -43,6 +43,7 @@ def window_bias_attention_prepare(
         near_ptr += (b * tiles + tile) * (2 * MAPS)
         for m in tl.static_range(MAPS):
             height, width, window = maps[3 * m], maps[3 * m + 1], maps[3 * m + 2]
+            offs_i, mask_m = queries(order_ptr, b, m, tile * BLOCK_M, length, MAPS, BLOCK_M)
             _, _, first, end = windows(centers, b, offs_i, mask_m, m, height, width, window)
             tl.store(near_ptr + 2 * m, first)
             tl.store(near_ptr + 2 * m + 1, end)
@@ -88,7 +89,7 @@ def window_bias_attention_backward_query(
     head = tl.program_id(0) // tiles % heads
     m, start, begin, end, height, width, window = piece(number, split, maps, MAPS)
     # [BLOCK_M], as top, left, bias, lse, delta and dbias
-    offs_i, mask_m = queries(order_ptr, b, tl.program_id(0) % tiles * BLOCK_M, length, BLOCK_M)
+    offs_i, mask_m = queries(order_ptr, b, m, tl.program_id(0) % tiles * BLOCK_M, length, MAPS, BLOCK_M)
     top, left, first_near, end_near = windows(centers, b, offs_i, mask_m, m, height, width, window)
     bias = window_bias(weights, bias_scale_ptr, b, offs_i, mask_m, m, min_scale, max_scale, max_bias, ACC_DTYPE)
     q = load_rows(query, head_of(query, b, head), offs_i, mask_m, True, DIM, BLOCK_D)  # [BLOCK_M, BLOCK_D], as do, dq
@@ -112,12 +113,12 @@ def window_bias_attention_backward_query(
             tl.where(cell < first_near, cell, cell + near),
             end, bias, top, left, width, window, scale_log2, False, PRECISION, DIM, BLOCK_D, BLOCK_N, ACC_DTYPE,
         )  # fmt: skip
-    ragged = tl.where(full_end < end, BLOCK_N, 0)
-    for cell in range(first_near, end_near + ragged, BLOCK_N):
+    HALF: tl.constexpr = BLOCK_N // 2 if BLOCK_N > 16 else BLOCK_N  # as in the forward pass
+    for cell in range(first_near, end_near + end - full_end, HALF):
         dq, dbias = _descend(
             q, do, lse, delta, dq, dbias, key, value, key_ptr, value_ptr,
-            tl.where(cell < end_near, cell, full_end),
-            end, bias, top, left, width, window, scale_log2, True, PRECISION, DIM, BLOCK_D, BLOCK_N, ACC_DTYPE,
+            tl.where(cell < end_near, cell, cell - end_near + full_end),
+            end, bias, top, left, width, window, scale_log2, True, PRECISION, DIM, BLOCK_D, HALF, ACC_DTYPE,
         )  # fmt: skip
 
     b += number * batch
@@ -154,7 +155,7 @@ def window_bias_attention_backward_key(
     dv = tl.zeros([BLOCK_N, BLOCK_D], ACC_DTYPE)
     for tile in range(tiles):
         # [BLOCK_M], as lse, delta, top, left and bias
-        offs_i, mask_m = queries(order_ptr, b, tile * BLOCK_M, length, BLOCK_M)
+        offs_i, mask_m = queries(order_ptr, b, m, tile * BLOCK_M, length, MAPS, BLOCK_M)
         q = load_rows(query, query_ptr, offs_i, mask_m, True, DIM, BLOCK_D)  # [BLOCK_M, BLOCK_D], as do
         do = load_rows(grad, grad_ptr, offs_i, mask_m, True, DIM, BLOCK_D)
         lse = tl.load(lse_ptr + row + offs_i, mask=mask_m, other=float("inf"))
@@ -185,37 +186,39 @@ def window_bias_attention_reduce_bias(
     batch, length, heads, split,
     MAPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, ACC_DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the weights, and each program's share of the scale's, from the bias's of each piece and head."""
+    """Gradient of the weights of one map, and each program's share of the scale's, from the bias's of each piece and
+    head."""
+    m = tl.program_id(0) % MAPS
     tiles = tl.cdiv(length, BLOCK_M)
-    b = tl.program_id(0) // tiles
-    offs_i = (tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)  # [BLOCK_M]
+    b = tl.program_id(0) // MAPS // tiles
+    offs_i = (tl.program_id(0) // MAPS % tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)  # [BLOCK_M]
     offs_h = tl.arange(0, BLOCK_H)  # [BLOCK_H]
     mask_m = offs_i < length
     mask = (offs_h < heads)[:, None] & mask_m[None, :]  # [BLOCK_H, BLOCK_M], as offs and total
+    first, end, next_piece = 0, 0, 0
+    for each in tl.static_range(MAPS):
+        first = tl.where(m == each, next_piece, first)
+        next_piece += tl.cdiv(maps[3 * each] * maps[3 * each + 1], split)
+        end = tl.where(m == each, next_piece, end)
+    total = tl.zeros([BLOCK_H, BLOCK_M], ACC_DTYPE)
+    for number in range(first, end):
+        offs = ((number * batch + b) * heads + offs_h).to(tl.int64)[:, None] * length + offs_i[None, :]
+        total += tl.load(dbias_ptr + offs, mask=mask, other=0.0)
+    dbias = tl.sum(total, axis=0)  # [BLOCK_M], as weight and dscale
     low, high = tl.full([], min_scale, ACC_DTYPE), tl.full([], max_scale, ACC_DTYPE)
     raw = tl.load(bias_scale_ptr).to(ACC_DTYPE)
     s = clamp(raw, low, high)
-    dscale = tl.zeros([BLOCK_M], ACC_DTYPE)  # [BLOCK_M], as dbias and weight
-    first = 0
-    for m in tl.static_range(MAPS):
-        total = tl.zeros([BLOCK_H, BLOCK_M], ACC_DTYPE)
-        end = first + tl.cdiv(maps[3 * m] * maps[3 * m + 1], split)
-        for number in range(first, end):
-            offs = ((number * batch + b) * heads + offs_h).to(tl.int64)[:, None] * length + offs_i[None, :]
-            total += tl.load(dbias_ptr + offs, mask=mask, other=0.0)
-        first = end
-        dbias = tl.sum(total, axis=0)
-        weight_ptr = weights.ptr + b.to(tl.int64) * weights.batch + offs_i * weights.query + m * weights.map
-        weight = tl.load(weight_ptr, mask=mask_m, other=0.0).to(ACC_DTYPE)
-        dbias = tl.where(tl.abs(s * weight) <= tl.full([], max_bias, ACC_DTYPE), dbias, 0.0)
-        dscale += tl.where(dbias != 0, dbias * weight, 0.0)
-        dweight_ptr = dweights.ptr + b.to(tl.int64) * dweights.batch + offs_i * dweights.query + m * dweights.map
-        tl.store(dweight_ptr, dbias * s, mask=mask_m)
-    tl.store(dscale_ptr + tl.program_id(0), tl.where((raw >= low) & (raw <= high), tl.sum(dscale, axis=0), 0.0))
+    weight_ptr = weights.ptr + b.to(tl.int64) * weights.batch + offs_i * weights.query + m * weights.map
+    weight = tl.load(weight_ptr, mask=mask_m, other=0.0).to(ACC_DTYPE)
+    dbias = tl.where(tl.abs(s * weight) <= tl.full([], max_bias, ACC_DTYPE), dbias, 0.0)
+    dweight_ptr = dweights.ptr + b.to(tl.int64) * dweights.batch + offs_i * dweights.query + m * dweights.map
+    tl.store(dweight_ptr, dbias * s, mask=mask_m)
+    dscale = tl.sum(tl.where(dbias != 0, dbias * weight, 0.0), axis=0)
+    tl.store(dscale_ptr + tl.program_id(0), tl.where((raw >= low) & (raw <= high), dscale, 0.0))
 
 
 def launch_backward(
-    grad, out, lse, query, key, value, centers, weights, bias_scale,
+    grad, out, lse, order, query, key, value, centers, weights, bias_scale,
     maps, min_scale, max_scale, max_bias, scale, needs_grad,
 ):  # fmt: skip
     inputs = (query, key, value, weights, bias_scale)
@@ -225,7 +228,6 @@ def launch_backward(
     architecture, dim = launch.architecture(query.device), query.shape[-1]
     meta = dict(MAPS=len(maps) // 3, DIM=dim, BLOCK_D=triton.next_power_of_2(dim), ACC_DTYPE=triton_dtype(dtype))
     key_config = configs.backward_key(architecture, query.element_size(), dim)
-    order = query_order(centers, maps)
     delta, near = _prepare(grad, out, centers, order, maps, key_config["BLOCK_M"], dtype, meta)
 
     tensors = (
@@ -285,7 +287,7 @@ def _query_side(tensors, query, key, maps, limits, dtype, config, meta):
 def _bias_side(dbias, split, weights, bias_scale, query, maps, limits, dtype):
     batch, length, heads, _ = query.shape
     block_m = 32
-    programs = triton.cdiv(length, block_m) * batch
+    programs = triton.cdiv(length, block_m) * batch * (len(maps) // 3)
     dweights = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
     dscale = torch.empty(programs, dtype=dtype, device=weights.device)
     window_bias_attention_reduce_bias[(programs,)](

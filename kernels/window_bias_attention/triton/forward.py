@@ -8,6 +8,7 @@ from ...runtime import launch
 from ...runtime.attention import dot_precision, head_of, load_rows, softmax_step, store_rows
 from ...runtime.launch import Heads, accumulator_dtype, strided, triton_dtype
 from .. import configs
+from ..order import query_order
 from .primitives import (
     LOG2_E,
     Centers,
@@ -16,7 +17,6 @@ from .primitives import (
     piece,
     pieces,
     queries,
-    query_order,
     window_bias,
     windows,
 )
@@ -59,7 +59,7 @@ def window_bias_attention_forward(
     head = tl.program_id(0) // tiles % heads
     m, start, begin, end, height, width, window = piece(number, split, maps, MAPS)
     # [BLOCK_M], as top, left and bias
-    offs_i, mask_m = queries(order_ptr, b, tl.program_id(0) % tiles * BLOCK_M, length, BLOCK_M)
+    offs_i, mask_m = queries(order_ptr, b, m, tl.program_id(0) % tiles * BLOCK_M, length, MAPS, BLOCK_M)
     top, left, first_near, end_near = windows(centers, b, offs_i, mask_m, m, height, width, window)
     bias = window_bias(weights, bias_scale_ptr, b, offs_i, mask_m, m, min_scale, max_scale, max_bias, ACC_DTYPE)
     q = load_rows(query, head_of(query, b, head), offs_i, mask_m, True, DIM, BLOCK_D)  # [BLOCK_M, BLOCK_D]
@@ -80,11 +80,13 @@ def window_bias_attention_forward(
             q, m_i, l_i, acc, key, value, key_ptr, value_ptr, tl.where(cell < first_near, cell, cell + near),
             end, bias, top, left, width, window, scale_log2, False, PRECISION, DIM, BLOCK_D, BLOCK_N, ACC_DTYPE,
         )  # fmt: skip
-    ragged = tl.where(full_end < end, BLOCK_N, 0)
-    for cell in range(first_near, end_near + ragged, BLOCK_N):
+    # Half as large, since they need more registers, which the others would have to do without.
+    HALF: tl.constexpr = BLOCK_N // 2 if BLOCK_N > 16 else BLOCK_N
+    for cell in range(first_near, end_near + end - full_end, HALF):
         m_i, l_i, acc = _attend(
-            q, m_i, l_i, acc, key, value, key_ptr, value_ptr, tl.where(cell < end_near, cell, full_end),
-            end, bias, top, left, width, window, scale_log2, True, PRECISION, DIM, BLOCK_D, BLOCK_N, ACC_DTYPE,
+            q, m_i, l_i, acc, key, value, key_ptr, value_ptr,
+            tl.where(cell < end_near, cell, cell - end_near + full_end),
+            end, bias, top, left, width, window, scale_log2, True, PRECISION, DIM, BLOCK_D, HALF, ACC_DTYPE,
         )  # fmt: skip
 
     b += number * batch
@@ -144,8 +146,9 @@ def launch_forward(
     dtype = accumulator_dtype(query.dtype)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty((batch, heads, length), dtype=dtype, device=query.device)
+    order = query_order(centers)
     if query.numel() == 0:
-        return out, lse
+        return out, lse, order
     architecture = launch.architecture(query.device)
     config = configs.forward(architecture, query.element_size(), dim)
     tiles = triton.cdiv(length, config["BLOCK_M"])
@@ -157,7 +160,7 @@ def launch_forward(
         partial_lse = torch.empty((splits * batch, *lse.shape[1:]), dtype=dtype, device=out.device)
     window_bias_attention_forward[(tiles * heads * batch * splits,)](
         strided(Heads, query), strided(Heads, key), strided(Heads, value),
-        strided(Centers, centers), strided(Weights, weights), bias_scale, query_order(centers, maps),
+        strided(Centers, centers), strided(Weights, weights), bias_scale, order,
         strided(Heads, partial), partial_lse, tuple(maps),
         scale, min_scale, max_scale, max_bias, batch, length, heads, split,
         MAPS=len(maps) // 3, DIM=dim, BLOCK_D=triton.next_power_of_2(dim),
@@ -165,4 +168,4 @@ def launch_forward(
     )  # fmt: skip
     if splits > 1:
         merge(partial, partial_lse, out, lse)
-    return out, lse
+    return out, lse, order

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
@@ -51,11 +50,11 @@ def piece(number, size, maps, MAPS: tl.constexpr):
 
 
 @triton.jit
-def queries(order_ptr, b, start_m, length, BLOCK_M: tl.constexpr):
-    """[BLOCK_M]: a tile of queries in the order of their rows on the largest map, and which of them exist."""
+def queries(order_ptr, b, m, start_m, length, MAPS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """[BLOCK_M]: a tile of queries in the order of their rows on map m, and which of them exist."""
     offs_m = start_m + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     mask_m = offs_m < length
-    return tl.load(order_ptr + b.to(tl.int64) * length + offs_m, mask=mask_m, other=0), mask_m
+    return tl.load(order_ptr + (b.to(tl.int64) * MAPS + m) * length + offs_m, mask=mask_m, other=0), mask_m
 
 
 @triton.jit
@@ -109,14 +108,9 @@ def inside(cells, width, top, left, window):
     """Whether `cells` lie in the windows; the shapes of `cells` and of `top` and `left` broadcast."""
     row = cells // width
     column = cells - row * width
-    return (row >= top) & (row < top + window) & (column >= left) & (column < left + window)
-
-
-def query_order(centers: torch.Tensor, maps: list[int]) -> torch.Tensor:
-    """(B, Lq), dense: the queries by their row on the largest map, so that the windows of a tile touch few keys."""
-    areas = [height * width for height, width in zip(maps[::3], maps[1::3])]
-    # argsort lays its result as its input lies.
-    return torch.argsort(centers[:, :, areas.index(max(areas)), 1], dim=1, stable=True).contiguous()
+    # What is before the window, less than nothing, is a huge number without a sign.
+    side = tl.minimum(window, 2**30).to(tl.uint32)
+    return ((row - top).to(tl.uint32, bitcast=True) < side) & ((column - left).to(tl.uint32, bitcast=True) < side)
 
 
 def pieces(maps: list[int], size: int) -> list[int]:

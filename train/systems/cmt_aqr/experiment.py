@@ -72,6 +72,12 @@ class DetectionExperiment(Experiment):
             figures["aqr/bias_scale"] = model.attention_bias_generator.bias_scale.item()
         return figures
 
+    def record_sections(self, runs, folder, options) -> list[str]:
+        """See `train.record`."""
+        from .record import sections  # which knows the experiments
+
+        return sections(runs, folder, options)
+
 
 def in_ego(detections: list[Detections], batch: DetectionInput) -> list[Detections]:
     """Detections of the samples of a batch, from the frame of its data into the reference ego frame."""

@@ -37,15 +37,15 @@ def _tiny(make: Callable[[], MapExperiment]) -> MapExperiment:
     images, former, lm = model.images, model.qformer, model.lm
     images.backbone.resnet, images.backbone.strides, images.channels = "tiny", (8, 16), 64
     images.backbone.frozen_stages, images.backbone.norm_eval = -1, False
-    former.width, former.layers, former.heads, former.hidden = 128, 4, 4, 256
+    former.width, former.layers, former.heads, former.hidden = 128, 3, 4, 256
     former.grid, former.dropout = (2, 4), 0.0
     lm.dtype = "float32"  # a CPU computes bfloat16 slower
     if lm.source == "smollm2":
         model.instances, model.points, former.grid = 16, 5, (1, 4)
     else:
-        lm.source, lm.width, lm.layers, lm.heads, lm.kv_heads, lm.hidden = "random", 128, 4, 4, 4, 256
+        lm.source, lm.width, lm.layers, lm.heads, lm.kv_heads, lm.hidden = "random", 128, 2, 4, 4, 256
         lm.vocabulary, lm.prompt_tokens, lm.checkpoint = 512, 16, False
-        model.instances, model.points = 24, 10
+        model.instances, model.points = 20, 10
     model.decoder.reduce = (128, 128)
     data.image_size = (96, 160)
     optim.lr, optim.clip = 1e-3, 5.0

@@ -47,7 +47,7 @@ def test_the_cache_is_made_beforehand(small_world, folder, capsys):
     settings = apply_options(experiment(TINY), [*SMALL, f"data.cache={folder / 'cache'}"])
     settings.data.root = str(small_world)
     settings.anchors = str(anchors)
-    with pytest.raises(ValueError, match=r"anchors have shape \(24, 10, 2\), need \(6, 5, 2\) finite numbers"):
+    with pytest.raises(ValueError, match=r"anchors have shape \(20, 10, 2\), need \(6, 5, 2\) finite numbers"):
         settings.build_model()
     settings.build_data()
     assert sorted(path.name for path in (folder / "cache").iterdir()) == made
