@@ -109,11 +109,10 @@ def _tiny(make: Callable[[], DriveExperiment]) -> DriveExperiment:
         _tiny_completion(experiment.model)
     data.image_size, data.resize, data.rotation = (96, 160), (1.0, 1.0), 0.0
     data.box_distance = 30.0  # beyond it an object has a few pixels at this size
-    data.mirror = data.frame == "ego"  # a small world has few towns: without, they are learned by heart
     optim.lr, optim.base_batch = 2e-3, 0
     optim.multipliers = {name: 1.0 if name == "backbone.body" else factor for name, factor in optim.multipliers.items()}
     experiment.schedule.warmup_steps = 20
-    experiment.loader.batch_size, experiment.loader.workers = 4, 0
+    experiment.loader.batch_size, experiment.loader.workers = 2, 0
     run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 24, 8, 20, "float32"
     return experiment
 

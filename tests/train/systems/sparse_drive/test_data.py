@@ -18,7 +18,6 @@ from rigfuse.train.systems.sparse_drive.model import focal_lengths
 def settings(small_world, tmp_path_factory):
     made = experiment("sparsedrive_small_stage2_tiny")
     made.data.root, made.data.cache = str(small_world), str(tmp_path_factory.mktemp("cache"))
-    made.data.mirror = False
     made.data.image_size = (36, 64)  # of which the maps are padded to 48 × 64
     return made
 

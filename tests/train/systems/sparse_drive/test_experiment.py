@@ -160,7 +160,6 @@ def test_two_frames_are_learned_by_heart(settings):
 
 
 OVERFIT = (
-    "data.mirror=false",
     "data.image_size=64,112", "data.history=0", "data.box_distance=30", "data.depth=false",
     "model.head.detection.anchors=40", "model.head.detection.kept=10", "model.head.detection.dropout=0",
     "model.head.detection.deformable.keypoint_dropout=0", "model.head.lines.anchors=16", "model.head.lines.kept=4",

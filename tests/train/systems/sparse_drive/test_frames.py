@@ -22,7 +22,6 @@ def both(small_world, tmp_path_factory):
     for name in (PLAIN, UPSTREAM):
         made = experiment(f"{name}_tiny")
         made.data.root, made.data.cache, made.data.image_size = str(small_world), cache, (36, 64)
-        made.data.mirror = False
         found.append((made, *build_driving(made.data, made.model, 0)))
     return found
 
