@@ -82,7 +82,7 @@ def default_cases(quick: bool, device: torch.device) -> list[str]:
 
 class Detector(Subject):
     option = "detector"
-    about = "a training step of it, branches frozen or not"
+    about = "a training step of it, branches frozen or not, with routing or not"
 
     def plan(self, arguments, device):
         cases = chosen("case", arguments.case or default_cases(arguments.quick, device), CASES)

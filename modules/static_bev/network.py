@@ -32,7 +32,8 @@ def _backbone():
 
 def _pillars():
     """Pillars of 0.2 m, whose map has the cells of the documents' grid."""
-    return LidarConfig((0.2, 0.2, 8.0), (32, 64, 128), second=(128, 256), frozen_stages=-1, norm_eval=False)
+    size = dict(voxel_size=(0.2, 0.2, 8.0), channels=(32, 64, 128))
+    return LidarConfig(**size, frozen_stages=-1, norm_eval=False)
 
 
 @dataclass

@@ -60,13 +60,16 @@ INVALID = "is given without|source_index is None with"  # arguments that need on
 
 
 def calls(example, arguments, every):
-    """Calls with every set of absent arguments and of wanted gradients; else all there and all absent, all wanted."""
-    optional = [name for name, argument in example.table.arguments.items() if argument.optional]
-    for absent in subsets(optional) if every else {(), tuple(optional)}:
+    """Calls with all arguments there and with all absent that may be; with `every` set of absent ones too, and where
+    all are there or absent with each gradient alone and each left out."""
+    optional = tuple(name for name, argument in example.table.arguments.items() if argument.optional)
+    for absent in subsets(optional) if every else {(), optional}:
         present = {name: value for name, value in arguments.items() if name not in absent}
         gradients = tuple(name for name in example.table.gradients if name in present)
-        for wanted in subsets(gradients) if every else (gradients,):
-            if wanted or not gradients:
+        yield present, gradients
+        if every and absent in ((), optional) and len(gradients) > 1:
+            others = [tuple(other for other in gradients if other != name) for name in gradients]
+            for wanted in {*((name,) for name in gradients), *others}:
                 yield present, wanted
 
 

@@ -58,12 +58,14 @@ def test_budget(architecture, dtype, layout, request):
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [dict(anchors=1, points=1, cameras=1, channels=1, groups=1, sizes=[(1, 1)], visible=False),
-     dict(anchors=100, points=300, channels=48, groups=3), dict(channels=1536, groups=1, sizes=[(5, 7)])],
+    "dtype, sizes",
+    [
+        (torch.bfloat16, dict(anchors=1, points=1, cameras=1, channels=1, groups=1, sizes=[(1, 1)], visible=False)),
+        (torch.float64, dict(anchors=100, points=300, channels=48, groups=3)),
+        (torch.bfloat16, dict(channels=1536, groups=1, sizes=[(5, 7)])),
+    ],
     ids=["ones", "map head", "many channels"],
-)  # fmt: skip
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bf16", "fp64"])
+)
 def test_specialises_on_any_size(dtype, sizes):
     """Sizes and strides of 1 become constants, which a kernel must not take for tensors."""
     levels = len(sizes.get("sizes", SIZES))

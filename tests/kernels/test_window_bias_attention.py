@@ -51,7 +51,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(reference, "BLOCK", 500)  # scores: a few queries
 
 
-@pytest.mark.parametrize("sizes", [(2, 70, 1, 16), (1, 19, 2, 40)], ids=["several query tiles", "split keys"])
+@pytest.mark.parametrize("sizes", [(1, 70, 1, 16), (1, 19, 2, 40)], ids=["several query tiles", "split keys"])
 def test_equals_the_definition(backend, dtype, sizes, device, guarded_allocations, small_chunks):
     inputs, grad = arguments(*sizes, MAPS, dtype=dtype, device=device)
     check(inputs, grad, backend, MAPS)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from support.once import made_once
+
 DATA = Path(os.environ.get("RIGFUSE_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
@@ -46,6 +48,5 @@ def small_world(tmp_path_factory):
     from rigfuse.train.world import WorldSettings, make_world
 
     pytest.importorskip("nuscenes", reason="needs nuscenes-devkit: pip install '.[nuscenes]'")
-    root = tmp_path_factory.mktemp("small-world") / "made"
-    make_world(root, WorldSettings(scenes=2, samples=3, width=64, sweeps=2), workers=0)
-    return root
+    small = WorldSettings(scenes=2, samples=3, width=64, sweeps=2)
+    return made_once(tmp_path_factory, "small-world", lambda root: make_world(root, small, workers=0))

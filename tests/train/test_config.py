@@ -117,7 +117,15 @@ def test_flatten():
 
 
 MAY_BE_ZERO = {
-    *("losses", "optim.base_batch", "optim.weight_decay", "optim.betas", "optim.multipliers", "optim.clip"),
+    *(
+        "losses",
+        "optim.base_batch",
+        "optim.weight_decay",
+        "optim.betas",
+        "optim.multipliers",
+        "optim.clip",
+        "optim.freeze_until",
+    ),
     *(
         "schedule.warmup_steps",
         "schedule.warmup_epochs",

@@ -20,6 +20,7 @@ from support.golden import golden_sets
 SETS = golden_sets("cmt_head")
 pytestmark = pytest.mark.skipif(not SETS, reason="no golden set of CMT's head beside the checkout")
 each_set = pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+STRIDE = 16  # image pixels in a cell of the network here
 WEIGHTS = dict(cls=2.0, box=0.25, dn_cls=2.0, dn_box=0.25)
 
 
@@ -40,7 +41,7 @@ def detector(folder, generation="none"):
     config.camera.resnet, config.lidar.channels, config.lidar.second, config.lidar.layers = "tiny", (8, 8), (8, 8), 0
     height, width = settings["bev_hw"]
     config.lidar.grid = (4, 2 * height, 2 * width)
-    image_size = tuple(cells * settings["stride"] for cells in settings["image_feature_hw"])
+    image_size = tuple(cells * STRIDE for cells in settings["image_feature_hw"])
     model = config.build(image_size, UPSTREAM_RANGE)
     model.shared_conv[0] = nn.Conv2d(settings["lidar_channels"], config.channels, 3, padding=1, bias=False)
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("img_", "pts_"))}
@@ -48,10 +49,19 @@ def detector(folder, generation="none"):
     return model.eval()
 
 
+def projections(folder):
+    """Into images in which a cell has the size that the network here is built for, whatever size it had there."""
+    arrays = tensors(folder, "inputs")
+    height, width = arrays["image_features"].shape[-2:]
+    high, wide, _ = arrays["pad_shape"].tolist()
+    return (
+        torch.diag(torch.tensor([STRIDE * width / wide, STRIDE * height / high, 1, 1]).double()) @ arrays["lidar2img"]
+    )
+
+
 def decide(model, folder, boxes=(), labels=()):
     arrays, batch = tensors(folder, "inputs"), folder.settings["batch"]
-    images = arrays["image_features"].unflatten(0, (batch, -1))
-    projection = arrays["lidar2img"].double()
+    images, projection = arrays["image_features"].unflatten(0, (batch, -1)), projections(folder)
     bev = model.shared_conv(arrays["bev"])
     return model.decide(bev, images, DetectionInput(images, projection, [], list(boxes), list(labels), []))
 
@@ -130,9 +140,8 @@ def test_every_layer(folder):
     run, arrays = evaluated(folder), tensors(folder, "intermediate")
     seen, limit = run.seen, folder.about["tolerance"]["predictions"]
     cells = math.prod(folder.settings["bev_hw"])
-    model, projection = run.model, tensors(folder, "inputs")["lidar2img"].double()
     with torch.no_grad():
-        memory = model.query_embed.memory(projection)
+        memory = run.model.query_embed.memory(projections(folder))
     close(seen["shared_conv"], arrays["shared_conv"], limit)
     close(memory[0, :cells], arrays["bev_position_embedding"], limit)
     images = arrays["image_position_embedding"]

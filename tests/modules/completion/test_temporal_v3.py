@@ -160,6 +160,20 @@ def test_a_present_neighbour_fills_what_nobody_saw_before():
 # ---- on the built-in drives
 
 
+def test_the_newer_of_two_moments_counts_more_by_its_age():
+    """A standing camera that showed ones once and nothing otherwise: e⁻¹ less for each second further back."""
+    module = V3(32, (STRIDE,), TemporalConfig(topology="own", heads=2, stride=STRIDE, moments=2, grid=(3, 12))).eval()
+    torch.nn.init.constant_(module.gate[0][-1].bias, 100.0)
+    ones, nothing, found = torch.ones(1, 6, 32, 3, 12), torch.zeros(1, 6, 32, 3, 12), []
+    for history in ([ones, nothing], [nothing, ones]):
+        module.reset_history()
+        for time, features in enumerate(history):
+            module([features], missing_cameras(samples=1), wall_frame(0, (3, 12), time=float(time)))
+        last = wall_frame(0, (3, 12), time=2.0)
+        found.append(module([nothing], missing_cameras((0, FRONT), samples=1), last)[0][0, FRONT, :, 1, 6])
+    torch.testing.assert_close(found[1], found[0] * torch.e, rtol=1e-3, atol=0)
+
+
 def test_only_missing_cameras_change_and_every_one_of_them(frames):
     features, missing = maps(), missing_cameras((0, FRONT), (1, BACK), (1, BACK_LEFT))
     completed = run(with_noise(small()), frames, [maps()], features, missing)

@@ -11,7 +11,7 @@ from rigfuse.modules.projection import project
 from rigfuse.modules.rig import nuscenes_like_rig
 from rigfuse.modules.sparse_drive import anchors, boxes, lines
 from rigfuse.modules.sparse_drive.deformable import Views
-from rigfuse.modules.sparse_drive.motion import EgoConfig, turned
+from rigfuse.modules.sparse_drive.motion import EgoConfig, EgoEncoder, turned
 from rigfuse.modules.sparse_drive.results import ResultConfig, plans_meet_agents
 
 
@@ -165,3 +165,10 @@ def test_plans_that_meet_agents():
     ahead = [[0.0, 2.0 * step] for step in range(1, 7)]
     assert meeting((0.0, 16.0, 4.0, 2.0, math.pi / 2), ahead, ego=lidar)
     assert not meeting((0.0, 17.0, 4.0, 2.0, math.pi / 2), ahead, ego=lidar)
+
+
+def test_the_ego_vehicle_sees_the_mean_of_the_cameras_that_are_there():
+    encoder, maps = EgoEncoder(8).eval(), torch.randn(2, 3, 8, 4, 6)
+    found = encoder(maps, torch.tensor([[True, False, True], [False] * 3]))
+    torch.testing.assert_close(found[0], encoder(maps[:1, [0, 2]], None)[0])
+    assert not found[1].any()

@@ -108,13 +108,17 @@ def test_a_stream_says_what_a_window_says():
         history = model.new_history()
         streamed = [model.stream(moment, history) for moment in moments][-1]
         alone = model(StaticInput(moments[1:], [], frames[1:]))
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = model(StaticInput(moments, [], frames))
+    assert 0 < (narrow.head.road - window.head.road).abs().max() < 0.3
     assert torch.equal(window.head.lanes, streamed.lanes) and torch.equal(window.head.lanes, cached.head.lanes)
     assert window.figures["history/found"] == 1 and alone.figures["history/found"] == 0
     assert not torch.equal(window.head.lanes, alone.head.lanes)
 
 
 def test_lidar_alone_and_beside_cameras():
-    lidar = LidarConfig((0.4, 0.4, 8.0), (4, 4, 4), 1, (4, 4), 0, frozen_stages=-1)
+    small = dict(channels=(4, 4, 4), blocks=1, second=(4, 4), layers=0)
+    lidar = LidarConfig(voxel_size=(0.4, 0.4, 8.0), frozen_stages=-1, **small)
     points = [torch.rand(40, 5) * 4, torch.empty(0, 5)]
     for cameras in (True, False):
         config = replace(SMALL, use_cameras=cameras, use_lidar=True, lidar=lidar)

@@ -8,6 +8,7 @@ import pytest
 
 from rigfuse.train.world import WorldSettings, make_world
 from rigfuse.train.world.scene import Scene
+from support.once import made_once
 
 SETTINGS = WorldSettings(scenes=2, samples=3, width=320)
 
@@ -19,9 +20,7 @@ def settings():
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world") / "made"
-    make_world(root, SETTINGS, workers=0)
-    return root
+    return made_once(tmp_path_factory, "world", lambda root: make_world(root, SETTINGS, workers=0))
 
 
 @pytest.fixture(scope="session")

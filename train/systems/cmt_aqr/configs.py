@@ -1,5 +1,5 @@
 """System C: CMT with attention-bias query routing on cameras and LiDAR, its generations and ablations, and a tiny one
-of each.
+of each; `_tiny_frozen` ones are fine-tuned from a trained tiny one, as the documents fine-tune AQR.
 
 The image backbone and the LiDAR branch up to its neck are frozen, as the documents have them; so give them weights:
 `model.camera.weights=CKPT` for the ResNet, `--weights CKPT` for what an `unfrozen` run or a baseline has learned. A
@@ -160,6 +160,16 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     return experiment
 
 
+def _tiny_frozen(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
+    """The tiny one with the documents' freezing and multipliers, to be fine-tuned from a trained tiny one."""
+    experiment, documents = _tiny(make), make()
+    for branch in ("camera", "lidar"):
+        own, theirs = getattr(experiment.model, branch), getattr(documents.model, branch)
+        own.frozen_stages, own.norm_eval = theirs.frozen_stages, theirs.norm_eval
+    experiment.optim.multipliers, experiment.run.epochs = documents.optim.multipliers, 4
+    return experiment
+
+
 _FULL = {
     f"cmt_aqr_{_SIZE}": cmt_aqr,
     f"cmt_{_SIZE}": cmt,
@@ -175,5 +185,7 @@ _FULL = {
     f"cmt_aqr_upstream_{_SIZE}": cmt_aqr_upstream,
     "cmt_aqr_voxel0075_vov_1600x640_cbgs": cmt_aqr_1600x640,
 }
+_TUNED = (cmt, cmt_aqr, cmt_aqr_v1, cmt_aqr_v2, cmt_aqr_scale20, cmt_aqr_scale30, cmt_aqr_fixed, cmt_aqr_point)
 EXPERIMENTS: dict[str, Callable[[], DetectionExperiment]] = dict(_FULL)
 EXPERIMENTS |= {f"{name}_tiny": partial(_tiny, make) for name, make in _FULL.items()}
+EXPERIMENTS |= {f"{name}_tiny_frozen": partial(_tiny_frozen, make) for name, make in _FULL.items() if make in _TUNED}

@@ -28,6 +28,7 @@ from .baselines import warp_rig
 
 BASELINES = ("none", "zeros", "constant", "copy", "warp")
 LOST = (1, 3, 10)  # moments
+WARP_DEPTHS = (10.0, 30.0, 200.0)  # metres, of the baseline `warp` of records and tables, whatever a model warps at
 CORRIDOR = 0.5  # cells whose trajectory importance is above this belong to the ego corridor
 CORRIDOR_WIDTH = 64.0  # sigma of that importance, image pixels
 

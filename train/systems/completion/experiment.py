@@ -14,7 +14,7 @@ from ...command_line import nearest
 from ...config import Experiment
 from ...data.windows import WindowBatch, WindowConfig, Windows, build_windows, collate
 from .baselines import random_features, training_mean
-from .evaluate import BASELINES, Scenario, evaluate_completion
+from .evaluate import BASELINES, WARP_DEPTHS, Scenario, evaluate_completion
 
 
 @dataclass
@@ -59,7 +59,7 @@ class CompletionExperiment(Experiment):
         and `explained/STRIDE` are means over the rest; `relative_l2_METHOD` is that of a baseline (see `evaluate`).
         """
         which = [Scenario(camera, (camera,)) for camera in self.evaluate_without]
-        scores = evaluate_completion(model, loader, which, self.model.temporal.depths, self._constant(model))
+        scores = evaluate_completion(model, loader, which, WARP_DEPTHS, self._constant(model))
 
         def mean(figure, method="completed", **where):
             found = (s for s in scores if s.method == method and all(getattr(s, k) == v for k, v in where.items()))

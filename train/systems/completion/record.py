@@ -15,7 +15,7 @@ from ...claims import ACCURACY, FAILS, HOLDS, RUN_MEMORY, RUN_SPEED, UNSURE
 from ...record import RecordOptions, Run, by_config, markdown, spread
 from . import pictures
 from .baselines import random_features
-from .evaluate import BASELINES, Scenario, Score, evaluate_completion, scenarios
+from .evaluate import BASELINES, WARP_DEPTHS, Scenario, Score, evaluate_completion, scenarios
 
 FIGURES = dict(
     relative_l2="Relative L2 error of the absent cameras' features (0 = as if they were there)",
@@ -105,7 +105,7 @@ def score_run(run: Run, options: RecordOptions, which: Sequence[Scenario] | None
 
     which = scenarios(model.dropout.cameras, settings.data.history) if which is None else which
     constant = constant_of(run, model)
-    scores = evaluate_completion(model, batches(), which, settings.model.temporal.depths, constant)
+    scores = evaluate_completion(model, batches(), which, WARP_DEPTHS, constant)
     return CompletionRun(run.folder, run.saved, run.log, scores, random_features(model))
 
 

@@ -33,7 +33,7 @@ class StaticDataConfig(DatasetConfig):
 class StaticBatch:
     """A batch as it travels, of T moments, oldest first: images are bytes until they are on the device."""
 
-    images: torch.Tensor  # (B, T, V, 3, H, W) uint8; empty (B, T, 0) where features are cached
+    images: torch.Tensor  # (B, T, V, 3, H, W) uint8; empty (B, T, 0) without cameras, and where features are cached
     features: torch.Tensor  # (B, T, C, h, w) bfloat16; empty (B, T, 0) where they are not
     seen: torch.Tensor  # (B, T, 1, h, w) uint8, as `features`
     visible: torch.Tensor  # (B, T, V) bool
@@ -53,8 +53,8 @@ class StaticBatch:
                 features.append((move(self.features[:, step]).float(), move(self.seen[:, step]).float()))
             else:
                 points = [move(scan) for scan in self.points[step]] if self.points else None
-                images, visible = normalised(move(self.images[:, step])), move(self.visible[:, step])
-                observations.append(Observation(images, frame, visible, points))
+                images = normalised(move(self.images[:, step])) if self.images.ndim > 3 else None
+                observations.append(Observation(images, frame, move(self.visible[:, step]), points))
         truth = self.truth.to(device)
         return StaticWindow(observations, features, self.frames, truth, self.tokens, ground=self.ground)
 

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 
 from ....modules.settings import Count, Share, Whole
+from ....modules.static_bev.head import Instances
+from ....modules.static_bev.history import History
 from ....modules.static_bev.network import StaticBev
 from ...distributed import sum_over_ranks
 from ...metrics.pooling import known
@@ -64,9 +66,9 @@ class Said:
     """What the network says of one sample of a batch."""
 
     maps: torch.Tensor  # (lanes + road, rows, columns) probabilities
-    instances: object  # `head.Instances`
+    instances: Instances
     weights: torch.Tensor | None  # (1 + K, rows, columns) of the features' grid, of a gate
-    past: object  # `history.History`, or None
+    past: History | None
     found: float | None  # share of the intervals that found a frame
 
 
@@ -99,8 +101,8 @@ class Streamer:
         return [self._one(now, whole, batch.frames[-1].one(row), row) for row in range(len(batch.tokens))]
 
     def _without(self, batch):
-        if batch.features:
-            raise ValueError("evaluation.lost needs images: data.cache holds what all cameras have seen")
+        if batch.features or batch.observations[-1].images is None:
+            raise ValueError("evaluation.lost needs images: data.cache holds what all cameras saw; LiDAR loses none")
         observation = batch.observations[-1]
         visible = observation.visible.clone()
         visible[:, self.lost] = False

@@ -18,7 +18,7 @@ SIZE = "voxel0100_r50_800x320_cbgs"
 FULL = f"cmt_aqr_{SIZE}"
 TINY = f"{FULL}_tiny"
 FROZEN = ("img_backbone", "pts_backbone", "pts_voxel_encoder", "pts_middle_encoder")
-NAMES = [name for name in EXPERIMENTS if not name.endswith("_tiny")]
+NAMES = [name for name in EXPERIMENTS if "_tiny" not in name]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,14 @@ def test_every_tiny_one_builds_what_it_says(name):
     assert model.generation == aqr.generation and (model.aqr_weight_generator is None) == (aqr.generation == "none")
     if aqr.generation == "v3":
         assert isinstance(model.attention_bias_generator.bias_scale, nn.Parameter) == aqr.learnable_scale
+
+
+def test_a_tiny_one_is_fine_tuned_as_the_documents_do():
+    settings = experiment(f"{TINY}_frozen")
+    model = settings.build_model()
+    groups = parameter_groups(model, settings.optim)
+    frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == set(FROZEN) and {group["name"] for group in groups} >= {"aqr_weight_generator", "task_heads"}
 
 
 def test_what_is_frozen_stays_in_evaluation():

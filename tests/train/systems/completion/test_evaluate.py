@@ -113,7 +113,7 @@ class Spy(nn.Module):
         super().__init__()
         self.new_history = partial(HistoryQueue, 4)
 
-    def complete(self, features, missing, frame, history):
+    def complete(self, features, missing, frame, history, **_):
         self.seen = [past.available[0].tolist() for past in history.frames]
         return features, torch.zeros_like(missing)
 

@@ -10,6 +10,7 @@ from rigfuse.train.systems import experiment
 from rigfuse.train.systems.sparse_drive.baselines import results_of_truth
 from rigfuse.train.systems.sparse_drive.data import build_driving
 from rigfuse.train.systems.sparse_drive.evaluate import DrivingFigures, Seen
+from rigfuse.train.systems.sparse_drive.frames import turned_paths
 
 PLAIN, UPSTREAM = "sparsedrive_small_stage2", "sparsedrive_small_stage2_upstream"
 
@@ -69,6 +70,14 @@ def test_truth_is_right_in_either_frame(both):
         assert still["L2/mean"] > 1
     motion = [figures.motion.compute() for figures in found]
     assert motion[0].keys() == motion[1].keys()
+
+
+def test_a_path_ahead_of_the_lidar_leads_ahead_of_the_vehicle():
+    """The LiDAR's y is ahead, its x right; the ego frame's x is ahead, its y left."""
+    ego_T_lidar = torch.eye(4, dtype=torch.float64)
+    ego_T_lidar[:2, :2] = torch.tensor([[0.0, 1], [-1, 0]])
+    path = torch.tensor([[0.0, 5], [1, 10]])
+    assert torch.equal(turned_paths(path, ego_T_lidar), torch.tensor([[5.0, 0], [10, -1]]))
 
 
 def test_released_weights_fit_their_configuration():

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from rigfuse.modules.lidar.second import LidarConfig
 from rigfuse.modules.poses import rigid, rotation_z
 from rigfuse.modules.static_bev.grid import BevGrid
 from rigfuse.modules.static_bev.head import HeadConfig
 from rigfuse.train import main as program
+from rigfuse.train.config import check
 from rigfuse.train.data import open_drives
 from rigfuse.train.distributed import World
 from rigfuse.train.systems import experiment
@@ -148,6 +150,20 @@ def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path
     cached.optim.freeze_until = {"cameras": 10**6}
     with pytest.raises(ValueError, match="data.cache needs view frozen for all 3 steps"):
         cached.build_data()
+
+
+def test_lidar_alone_trains_in_bfloat16(small_world):
+    made = settings(1, small_world)
+    made.model.use_cameras, made.model.use_lidar = False, True
+    small = dict(channels=(4, 4, 4), blocks=1, second=(4, 4), layers=0)
+    made.model.lidar = LidarConfig(voxel_size=(0.2, 0.2, 8.0), frozen_stages=-1, norm_eval=False, **small)
+    check(made)
+    training, model = made.build_data()[0], made.build_model()
+    batch = made.collate([training[0, 0], training[0, 1]]).to("cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(batch).losses
+    sum(losses.values()).backward()
+    assert batch.observations[0].images is None and model.lidar["voxel_encoder"].linear.weight.grad.any()
 
 
 def test_a_lost_camera_is_lost_now_or_from_the_start(small_world, step1):
