@@ -278,6 +278,7 @@ def test_a_run_ends_with_a_result(tmp_path, capsys):
     result = json.loads((tmp_path / "result.json").read_text())
     best = dict(metric="error", value=figures["error"], step=12)
     counts = dict(steps=12, epochs=1, skipped=0, bad_files=0)
+    assert result.pop("machine")["torch"] == torch.__version__
     assert result == dict(name="toy", **counts, best=best, figures=figures)
     end = capsys.readouterr().out.splitlines()[-4:]
     assert end[0].startswith("finished after 12 steps") and end[3].startswith(
