@@ -54,7 +54,7 @@ def measured(base: Path, name: str = "", *only: str) -> str:
     own = [row for row in rows if row.scope == OPERATION]
     compared = [row for row in rows if row.scope != OPERATION]
     parts = ([_stage(compared)] if compared else []) + ([_operations(own)] if own else [])
-    parts += [f"{', '.join(names)}: {source}.\n" for source, names in sources.items()]
+    parts.append(" ".join(f"{', '.join(names)}: {source}." for source, names in sources.items()) + "\n")
     return "\n".join(parts)
 
 
