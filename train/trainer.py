@@ -26,7 +26,7 @@ from .config import Experiment, check, dumps
 from .distributed import World, on_first_rank, spread_buffers, sum_over_ranks
 from .files import write_whole
 from .loading import BadFiles, OnDevice, TrainingError, build_loaders
-from .log import Meter, RunLog, as_time, machine, peak_memory
+from .log import Meter, RunLog, as_time, machine, peak_memory, reset_peak_memory
 from .optim import FreezeSchedule, Schedule, build_optimizer, learning_rate, set_training
 from .order import seed_step
 from .progress import Progress
@@ -91,6 +91,7 @@ class Trainer:
         TrainingError where the experiment does not approve of the network."""
         progress, figures, began = self.progress, {}, time.monotonic()
         self.experiment.approve(self.model)
+        reset_peak_memory(self.world.device)
         if self.run.ema and self.average is None:
             self.average = WeightAverage(self.model, self.run.ema)
         on_first_rank(self._open)

@@ -3,15 +3,17 @@
 import errno
 import json
 import os
+import sys
 import threading
 import time
 
 import pytest
+import torch
 
 from rigfuse.train import command_line, log
 from rigfuse.train.command_line import patience
 from rigfuse.train.files import write_whole
-from rigfuse.train.log import RunLog, as_time
+from rigfuse.train.log import RunLog, as_time, peak_memory, reset_peak_memory
 
 
 def steps(path):
@@ -112,3 +114,15 @@ def test_work_that_cannot_be_counted_gives_signs_of_life_too(monkeypatch, capsys
 
 def test_hours_minutes_seconds():
     assert [as_time(seconds) for seconds in (0, 61.9, 3600 * 30 + 59)] == ["0:00:00", "0:01:01", "30:00:59"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux begins a new peak")
+def test_what_an_earlier_run_held_does_not_count():
+    cpu = torch.device("cpu")
+    held = torch.ones(100 * 2**20)  # 400 MiB
+    del held
+    before = peak_memory(cpu)
+    reset_peak_memory(cpu)
+    assert peak_memory(cpu) < before - 300
+    held = torch.ones(25 * 2**20)
+    assert peak_memory(cpu) < before - 200 and held[0] == 1
