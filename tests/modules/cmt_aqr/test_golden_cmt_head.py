@@ -107,11 +107,13 @@ def close(actual, expected, limit, name=""):
 
 
 def compare(predictions, arrays, folder, prefix):
-    limit, ours = folder.about["tolerance"]["predictions"], as_heads_say(predictions.boxes)
-    for name, expected in arrays.items():
-        if name.startswith(prefix):
-            part = name.removeprefix(prefix)
-            close(predictions.logits if part == "cls_logits" else ours[part], expected, limit, name)
+    """Holds every head to the array of its name, and each array of that prefix to being a head's."""
+    limit = folder.about["tolerance"]["predictions"]
+    ours = as_heads_say(predictions.boxes) | dict(cls_logits=predictions.logits)
+    theirs = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        close(ours[name], expected, limit, prefix + name)
 
 
 @each_set
