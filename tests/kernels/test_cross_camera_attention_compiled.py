@@ -38,17 +38,9 @@ def launch_all(dtype, dim, length_k):
     return launch
 
 
-@pytest.fixture
-def float32_products():
-    previous = torch.get_float32_matmul_precision()
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision(previous)
-
-
 @pytest.mark.parametrize("architecture, dtype, precision, dim, length_k", CASES)
-def test_budget(architecture, dtype, precision, dim, length_k, float32_products, request):
-    float32_products(precision)
-    kernels = compile_launches(architecture, launch_all(dtype, dim, length_k))
+def test_budget(architecture, dtype, precision, dim, length_k, request):
+    kernels = compile_launches(architecture, launch_all(dtype, dim, length_k), precision)
     names = [kernel.name.removeprefix("cross_camera_attention_") for kernel in kernels]
     assert names == ["forward", "backward_query", "transpose_table", "backward_key"]
     for kernel in kernels:

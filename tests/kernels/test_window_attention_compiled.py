@@ -34,12 +34,7 @@ def launches(dtype, dim):
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_budget(architecture, case, request):
     dtype, dim, precision = CASES[case]
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        kernels = compile_launches(architecture, lambda: launches(dtype, dim))
-    finally:
-        torch.set_float32_matmul_precision(before)
+    kernels = compile_launches(architecture, lambda: launches(dtype, dim), precision)
     assert [kernel.name.removeprefix(PREFIX) for kernel in kernels] == [
         "windows", "forward", "windows", "backward_query", "backward_key",
     ]  # fmt: skip

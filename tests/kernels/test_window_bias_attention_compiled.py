@@ -36,12 +36,7 @@ def test_budget(architecture, case, request):
     dtype, dim, precision = CASES[case]
     if (architecture, dim) == ("sm_100", 40):
         pytest.skip("ptxas keeps to 128 registers there and spills 24 bytes")
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        kernels = compile_launches(architecture, lambda: launches(dtype, dim))
-    finally:
-        torch.set_float32_matmul_precision(before)
+    kernels = compile_launches(architecture, lambda: launches(dtype, dim), precision)
     assert [kernel.name.removeprefix(PREFIX) for kernel in kernels] == [
         "forward", "merge", "prepare", "backward_query", "merge", "reduce_bias", "backward_key",
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 import triton
 
 from rigfuse.bench import compilation
@@ -33,9 +34,15 @@ class Compiled(compilation.Compiled):
         return self.count(TENSOR_CORE[self.architecture])
 
 
-def compile_launches(architecture: str, function) -> list[Compiled]:
-    """Every kernel that `function()` would start on `architecture`, compiled, in order."""
-    return [Compiled(**vars(kernel)) for kernel in compilation.compile_launches(architecture, function)]
+def compile_launches(architecture: str, function, precision: str = "highest") -> list[Compiled]:
+    """Every kernel that `function()` would start on `architecture`, compiled, in order; `precision` is that of float32
+    products, see `torch.set_float32_matmul_precision`."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        return [Compiled(**vars(kernel)) for kernel in compilation.compile_launches(architecture, function)]
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def check_budget(case: str, kernel: Compiled, update: bool) -> None:
