@@ -6,6 +6,7 @@ touch are merged, then what is shorter than `SHORTEST` is dropped.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,20 +115,24 @@ def scene_locations(nusc) -> dict[str, str]:
     return {scene["name"]: nusc.get("log", scene["log_token"])["location"] for scene in nusc.scene}
 
 
+def layer_polygons(expansion: dict, layer: str, nodes: dict[str, tuple[float, float]]) -> Iterator:
+    """The shapely polygons of a layer of a map expansion, whose `nodes` lie by token; not made valid."""
+    polygons = {row["token"]: row for row in expansion["polygon"]}
+    for row in expansion[layer]:
+        polygon = polygons[row["polygon_token"]]
+        shell, *holes = (
+            [nodes[name] for name in names]
+            for names in (polygon["exterior_node_tokens"], *(hole["node_tokens"] for hole in polygon["holes"]))
+        )
+        if len(shell) > 2:
+            yield shapely.Polygon(shell, [hole for hole in holes if len(hole) > 2])
+
+
 def _read(content):
     """Dividers, crossings and roads in the world frame, merged where that does not depend on a pose."""
     nodes = {row["token"]: (round(row["x"], _DECIMALS), round(row["y"], _DECIMALS)) for row in content["node"]}
     line_rows = {row["token"]: row["node_tokens"] for row in content["line"]}
-    polygon_rows = {row["token"]: row for row in content["polygon"]}
-
-    def polygons(layer):
-        for row in content[layer]:
-            polygon = polygon_rows[row["polygon_token"]]
-            shell = [nodes[name] for name in polygon["exterior_node_tokens"]]
-            holes = [[nodes[name] for name in hole["node_tokens"]] for hole in polygon["holes"]]
-            if len(shell) > 2:
-                yield shapely.Polygon(shell, [hole for hole in holes if len(hole) > 2])
-
+    polygons = lambda layer: layer_polygons(content, layer, nodes)  # noqa: E731
     lines = {
         min(points, points[::-1])  # the same line twice, or there and back, would close a ring
         for layer in ("lane_divider", "road_divider")

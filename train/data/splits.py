@@ -19,6 +19,13 @@ class DataConfig(Protocol):
     val_split: str | None
 
 
+def need_root(config: DataConfig, task: str) -> None:
+    """Raises ValueError where no root is set, and says how to get one; `task` begins with what needs it and a verb."""
+    if not config.root:
+        make = "python train/tools/make_world.py --out FOLDER, then --data FOLDER"
+        raise ValueError(f"data.root is empty, {task} a folder in nuScenes format; make a world: {make}")
+
+
 def split_names(config: DataConfig) -> tuple[str | None, str]:
     """The names of the training and the validation split: those that are set, else those of the root's splits.json
     (such as world_train and world_val), else those of the version.

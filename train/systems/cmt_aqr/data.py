@@ -16,6 +16,7 @@ from ...data.bev import BevAugmentation
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
 from ...data.images import BadFile, normalised
 from ...data.moments import Drive, Moment
+from ...data.splits import need_root
 from .sampling import Frame, put_objects
 
 _UNCHANGED = BevAugmentation()
@@ -240,9 +241,7 @@ def build_detection(config: DetectionConfig, seed: int) -> tuple[DetectionSample
     Raises:
         FileNotFoundError, ValueError, ImportError: no root, a setting out of range, or see `DriveSamples.of_splits`.
     """
-    if not config.root:
-        make = "python train/tools/make_world.py --out FOLDER, then --data FOLDER"
-        raise ValueError(f"data.root is empty, detection needs a folder in nuScenes format; make a world: {make}")
+    need_root(config, "detection needs")
     _check(config)  # before the tables are read, which takes a while
     return DetectionSamples.of_splits(config, seed)
 

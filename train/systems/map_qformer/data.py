@@ -16,7 +16,7 @@ from ...data.driving_truth import DrivingTruth, TruthConfig, truth_for_all_ranks
 from ...data.images import normalised
 from ...data.map_targets import line_targets
 from ...data.moments import Drive
-from ...data.splits import drives_of_splits, split_names
+from ...data.splits import drives_of_splits, need_root, split_names
 
 
 @dataclass
@@ -111,9 +111,7 @@ def build_maps(config: MapDataConfig, model: MapQFormerConfig, seed: int) -> tup
         FileNotFoundError, ValueError, ImportError: no root, most files are absent, see `drives_of_splits`,
             `truth_cache` and `MapSamples`.
     """
-    if not config.root:
-        make = "python train/tools/make_world.py --out FOLDER, then --data FOLDER"
-        raise ValueError(f"data.root is empty, maps need a folder in nuScenes format; make a world: {make}")
+    need_root(config, "maps need")
     sets = []
     for split, drives, training in zip(split_names(config), drives_of_splits(config), (True, False)):
         truth = truth_for_all_ranks(config, split, TruthConfig(model.line_range)) if drives else {}

@@ -22,7 +22,7 @@ from ...data.images import BadFile, normalised
 from ...data.lidar_depth import depth_targets
 from ...data.map_targets import line_targets
 from ...data.moments import Box, Drive, Moment
-from ...data.splits import drives_of_splits, split_names
+from ...data.splits import drives_of_splits, need_root, split_names
 from ...metrics.motion import MOTION_CLASSES
 from .frames import ego_T_lidar, in_frame, truth_in_frame
 from .mirror import mirrored, mirrored_points, partners
@@ -246,9 +246,7 @@ def build_driving(config: DriveConfig, model: SparseDriveConfig, seed: int) -> t
         FileNotFoundError, ValueError, ImportError: no root, most files are absent, see `drives_of_splits`,
             `truth_cache` and `DrivingSamples`.
     """
-    if not config.root:
-        make = "python train/tools/make_world.py --out FOLDER, then --data FOLDER"
-        raise ValueError(f"data.root is empty, driving needs a folder in nuScenes format; make a world: {make}")
+    need_root(config, "driving needs")
     head = model.head
     ahead, aside = head.line_range if config.frame == "ego" else head.line_range[::-1]
     kept = TruthConfig((ahead, aside), head.motion.steps, head.motion.plan_steps)

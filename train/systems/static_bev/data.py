@@ -14,7 +14,7 @@ from ....modules.static_bev.network import Observation, StaticBevConfig, StaticI
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
 from ...data.images import BadFile, normalised
 from ...data.moments import Drive
-from ...data.splits import drives_of_splits
+from ...data.splits import drives_of_splits, need_root
 from .truth import GroundTruth, StaticMap, labels_of
 
 
@@ -204,9 +204,7 @@ def build_static(config: StaticDataConfig, model: StaticBevConfig, seed: int) ->
         FileNotFoundError, ValueError, ImportError: no root, most files are absent, see `drives_of_splits` and
             `StaticSamples`.
     """
-    if not config.root:
-        make = "python train/tools/make_world.py --out FOLDER, then --data FOLDER"
-        raise ValueError(f"data.root is empty, static BEV needs a folder in nuScenes format; make a world: {make}")
+    need_root(config, "static BEV needs")
     limit = 2 * model.grid.labels().size
     if config.line_width > limit + 1e-9:
         raise ValueError(f"data.line_width is {config.line_width:g}, needs at most {limit:g}, two cells of the labels")

@@ -20,7 +20,7 @@ from ....kernels.runtime.extras import optional
 from ....modules.static_bev.grid import BevGrid
 from ....modules.static_bev.head import HeadConfig
 from ....modules.static_bev.losses import StaticTruth
-from ...data.map_truth import road_contours
+from ...data.map_truth import layer_polygons, road_contours
 from .raster import draw_areas, draw_lines
 
 shapely = optional("train", "shapely")
@@ -154,18 +154,13 @@ class StaticMap:
 
     def _roads(self, expansion):
         nodes = {row["token"]: (row["x"], row["y"]) for row in expansion["node"]}
-        polygons = {row["token"]: row for row in expansion["polygon"]}
         lines = {row["token"]: row["node_tokens"] for row in expansion["line"]}
         self._line = lambda token: [nodes[name] for name in lines[token]]
 
         def shapes(layer):
-            for row in expansion[layer]:
-                polygon = polygons[row["polygon_token"]]
-                shell = [nodes[name] for name in polygon["exterior_node_tokens"]]
-                holes = [[nodes[name] for name in hole["node_tokens"]] for hole in polygon["holes"]]
-                if len(shell) > 2:
-                    made = shapely.make_valid(shapely.Polygon(shell, [hole for hole in holes if len(hole) > 2]))
-                    yield from (part for part in shapely.get_parts(made) if part.geom_type == "Polygon")
+            for polygon in layer_polygons(expansion, layer, nodes):
+                parts = shapely.get_parts(shapely.make_valid(polygon))
+                yield from (part for part in parts if part.geom_type == "Polygon")
 
         lanes = list(shapes("lane"))
         roads = [*shapes("road_segment"), *lanes]
