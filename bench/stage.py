@@ -115,7 +115,7 @@ def _weights(case, rig, topology):
             if not parameter.any():  # what training starts from zero would hide everything before it from the check
                 torch.nn.init.normal_(parameter, std=1e-2)
         if topology == GEOMETRY:
-            torch.nn.init.normal_(module.usual)
+            torch.nn.init.normal_(module.usual.means)
     return module.state_dict()
 
 

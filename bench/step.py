@@ -63,6 +63,7 @@ def make_step(case: Case, device: torch.device, drives: list[Drive]) -> Step:
     if rig_of(drives).names != NUSCENES_CAMERAS:
         raise Unavailable("no training step with this rig: the experiments' cascade has nuScenes' cameras")
     settings = experiment(case.experiment)
+    settings.model.planning.enable = True  # V1 and V2 with all stages, as the documents have them
     settings.data.image_size = case.image
     settings.data.history = settings.model.temporal.queue_length = case.moments
     generator = torch.Generator().manual_seed(0)

@@ -100,7 +100,8 @@ class CompletionCascade(OperationModule):
         backbone: gives one map for each stride.
         dropout: which cameras go missing in training, and on request in evaluation.
         temporal: stage 1, at the scale whose stride it names, or V3 at every one.
-        vae: stage 2. Runs in training, and in place of stage 1 where a sample has no history at all.
+        vae: stage 2. Fills what stage 1 leaves empty: cameras that no history helps and, with V1 and V2, all scales but
+            theirs.
         planning: stage 3.
         trajectory_dropout: share of the training samples that have no trajectory, as in inference: or the coarse path
             would never learn to complete the cells that the vehicle is about to drive over.
@@ -122,7 +123,7 @@ class CompletionCascade(OperationModule):
         self.backbone, self.dropout = backbone, dropout
         self.temporal, self.vae, self.planning = temporal, vae, planning
         self.trajectory_dropout = trajectory_dropout
-        self.trajectory_source, self.consistency, self.vae_at_inference = "ground_truth", False, False
+        self.trajectory_source, self.consistency, self.vae_at_inference = "ground_truth", False, True
         self.fusion = None
 
     def join_by_confidence(self, channels: int) -> None:
@@ -228,8 +229,8 @@ class CompletionCascade(OperationModule):
         features, helped = self._stage_1(original, missing, frame, history, every)
         losses, importance = {}, None
         if self.vae is not None and (self.training or self.vae_at_inference):
-            replace = missing & ~helped.any(dim=1, keepdim=True)
-            features, losses = self.vae(features, replace, teacher if self.training else None)
+            left = self._left(missing, helped)
+            features, losses = self.vae(features, missing, left, teacher if self.training else None, every=every)
         if self.planning is not None:
             features, importance = self.planning(features, missing, frame, trajectory, every=every)
         return features, importance, losses
@@ -244,13 +245,21 @@ class CompletionCascade(OperationModule):
                 features = [*original[:scale], features, *original[scale + 1 :]]
         return features, helped
 
+    def _left(self, missing, helped):
+        """Whom stage 1 left as they were, for each scale (B, V) bool."""
+        if self.temporal is None or self.temporal.every_scale:
+            return [missing & ~helped for _ in self.backbone.strides]
+        scale = self.temporal_scale
+        return [missing & ~helped if index == scale else missing for index in range(len(self.backbone.strides))]
+
     def _side_by_side(self, original, missing, frame, history, trajectory, teacher, every):
         """`complete`, the stages not one after another but each on what came in."""
         branches, importance, losses = [], None, {}
         if self.temporal is not None:
             branches.append(self._stage_1(original, missing, frame, history, every)[0])
         if self.vae is not None:
-            rebuilt, losses = self.vae(original, missing, teacher if self.training else None)
+            every_one = [missing] * len(original)
+            rebuilt, losses = self.vae(original, missing, every_one, teacher if self.training else None, every=every)
             branches.append(rebuilt)
         if self.planning is not None:
             guided, importance = self.planning(original, missing, frame, trajectory, every=every)

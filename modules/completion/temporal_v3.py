@@ -16,10 +16,10 @@ from ..rig import NUSCENES_CAMERAS, RigFrame
 from ..topology import Topology
 from .sources import FAR_GROUND, Hypotheses, Sources, hypothesize, list_sources
 from .stage import TemporalConfig, TemporalStage, make_decoder
+from .usual import UsualMaps
 
 KINDS = 3  # of sources, see `Sources.kind`
 STEEPNESS = 0.1  # of the score that a plane loses by its distance from the ground
-MOMENTUM = 0.02  # of the means of what each camera usually sees
 
 
 class MotionCompensatedTemporalCompletionV3(TemporalStage):
@@ -73,9 +73,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         self.age_score = nn.Parameter(torch.tensor(-1.0))  # for each second
         self.steepness = STEEPNESS
         scales = range(len(self.strides))
-        # What each camera usually sees, (scales · V, C, *grid): four axes, so that it can be channels_last.
-        self.register_buffer("usual", torch.zeros(len(self.strides) * len(self.cameras), channels, *config.grid))
-        self.register_buffer("counted", torch.zeros((), dtype=torch.int64))  # batches that the means are of
+        self.usual = UsualMaps(len(self.strides), len(self.cameras), channels, config.grid)
         self.decoder = make_decoder(channels)
         others = [index for index in scales if index != self.coarse]
         self.lift = nn.ModuleDict({str(index): nn.Conv2d(2 * channels, channels, 1) for index in others})
@@ -122,7 +120,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             self._validate(x, missing, frame)
         with annotate("temporal_completion"):
             if self.training:
-                self._learn_usual(features, missing)
+                self.usual.learn(features, missing)
             if not every:
                 history.prepare(frame, features)
             sources = list_sources(missing.cpu(), frame, history.frames, self._table, self.moments, every=every)
@@ -130,29 +128,10 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
                 features = self._complete(features, sources, history, missing if every else None)
         return features, missing
 
-    @torch.no_grad()
-    def _learn_usual(self, features, missing):
-        """Updates the running means by the cameras that are present, as batch norm does its own."""
-        present = (~missing).to(self.usual)
-        count = present.sum(0)
-        self.counted += 1
-        step = torch.where(count > 0, (1.0 / self.counted).clamp(min=MOMENTUM), 0.0)[:, None, None, None]
-        for mean, x in zip(self.usual.unflatten(0, (len(features), -1)), features):
-            total = torch.einsum("bv,bvchw->vchw", present, x.to(present.dtype))
-            now = F.adaptive_avg_pool2d(total / count.clamp(min=1)[:, None, None, None], mean.shape[-2:])
-            mean.lerp_(now, step.to(mean.dtype))
-
-    def _usual(self, scale, camera, like):
-        """What the cameras at an index or slice usually show, of the size and dtype of `like`: (N, C, H, W)."""
-        usual, size = self.usual.unflatten(0, (len(self.strides), -1))[scale, camera], tuple(like.shape[-2:])
-        if usual.shape[-2:] != size:
-            usual = F.adaptive_avg_pool2d(usual, size)
-        return usual.to(like.dtype)
-
     def _complete(self, features, sources, history, only):
         device, completed, refined = features[0].device, list(features), None
         index = sources.sample.to(device), sources.camera.to(device)
-        score = self._scores(index[1], features[self.coarse].shape[-2:])
+        score = self._scores(index[1], self._key_size(features[self.coarse].shape[-2:]))
 
         def complete(original, scale):
             nonlocal refined
@@ -171,7 +150,7 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             maps = self._unusual(scale, features, past, sources)
             look = _Look(maps, self.strides[scale] * history.pool, sources)
             base = self._base(features, scale, camera, score, look)
-            base = base + self._usual(scale, camera, base)
+            base = base + self.usual.at(scale, camera, base)
             keys = self._keys(base.shape[-2:], score, look) if coarse else None
             del maps, look  # the most that is held at once, without gradients
         if coarse:
@@ -181,7 +160,8 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         return base + self.lift[str(scale)](torch.cat([base, detail], dim=1)), refined
 
     def _scores(self, camera, size):
-        """What the target cells say of the hypotheses, (N, J + KINDS + 1, H, W), by camera and place."""
+        """What the target cells say of the hypotheses, (N, J + KINDS + 1, H, W), by camera and place: so smooth that
+        the resolution of keys is enough."""
         now = torch.zeros(len(camera), device=camera.device)
         return self.steer(self.attention.encoding(camera, now, size)).mT.unflatten(-1, size).float()
 
@@ -195,14 +175,14 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
             chosen = place.to(features.device)
             if step == 0:
                 x = pooled(features.flatten(0, 1)[chosen], self._history_pool)
-                found.append(x - self._usual(scale, chosen % views, x))
+                found.append(x - self.usual.at(scale, chosen % views, x))
             else:
                 x = past[step - 1].maps(chosen).to(features.dtype)  # a copy, without gradient
                 if sources.every:
-                    x.sub_(self._usual(scale, chosen % views, x))
+                    x.sub_(self.usual.at(scale, chosen % views, x))
                 else:  # one by one: no second copy is held
                     for one, view in zip(x, (place % views).tolist()):
-                        one.sub_(self._usual(scale, slice(view, view + 1), x)[0])
+                        one.sub_(self.usual.at(scale, slice(view, view + 1), x)[0])
                 found.append(x)
         return torch.cat(found)
 
@@ -241,12 +221,12 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
     def _keys(self, size, score, look):
         """Each source in the missing view, at the resolution of keys."""
         side, device, sources = self.kv_downsample, score.device, look.sources
-        size = tuple(-(-n // side) for n in size)
+        size = self._key_size(size)
         look = look.pooled(max(side // look.coarser_than(self.stride), 1))
         found = look.at(self.depths, size, self.stride * side)
         query, slot = sources.pairs
         row = query.to(device), slot.to(device)
-        depth = self._depth_score(_resized(score, size)[:, : self.hypotheses], found)[row[0]]
+        depth = self._depth_score(score[:, : self.hypotheses], found)[row[0]]
         weights = depth.masked_fill(~found.seen[row], -1e4).softmax(dim=1) * found.seen[row]
         one = Hypotheses(found.projection[row][:, None], found.depths, found.seen[row][:, None], found.ground[row[0]])
         maps, coverage = self._warp(look, one, weights, sources.index[query, slot][:, None], size)
@@ -255,6 +235,9 @@ class MotionCompensatedTemporalCompletionV3(TemporalStage):
         table.masked_fill_(sources.index < 0, -1)
         of, age = (x[query, slot].to(device) for x in (sources.of, sources.age.float()))
         return _Keys(maps, of, age, (coverage > 0.05).flatten(1), table.to(device))
+
+    def _key_size(self, size):
+        return tuple(-(-n // self.kv_downsample) for n in size)
 
     def _warp(self, look, found, weights, index, size):
         """One call for targets whose hypotheses (N, K, J) have sources `index` (N, K); weights (N, K·J, H, W)."""

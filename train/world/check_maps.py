@@ -2,7 +2,7 @@
 
 import json
 
-from shapely import Polygon, unary_union
+from shapely import Polygon, prepare, unary_union
 
 from .markings import LINE_TYPES
 
@@ -41,11 +41,13 @@ def polygons_of(expansion: dict, layer: str) -> list[Polygon]:
 
 
 def _check_expansion(checker, name, expansion, towns):
-    for layer in ("road_segment", "lane", "lane_connector", "ped_crossing", "walkway", "stop_line", "carpark_area"):
-        broken = sum(not polygon.is_valid for polygon in polygons_of(expansion, layer))
+    layers = ("road_segment", "lane", "lane_connector", "ped_crossing", "walkway", "stop_line", "carpark_area")
+    polygons = {layer: polygons_of(expansion, layer) for layer in layers}
+    for layer in layers:
+        broken = sum(not polygon.is_valid for polygon in polygons[layer])
         if broken:
             checker.complain("map polygons", f"{name}: {broken} of {layer} cross themselves")
-    area = unary_union(polygons_of(expansion, "road_segment") + polygons_of(expansion, "lane"))
+    area = unary_union(polygons["road_segment"] + polygons["lane"])
     parts = list(getattr(area, "geoms", [area]))
     if len(parts) != len(towns):
         checker.complain("drivable area", f"{name}: it has {len(parts)} parts and {len(towns)} towns")
@@ -54,7 +56,9 @@ def _check_expansion(checker, name, expansion, towns):
     if small:
         checker.complain("drivable area", f"{name}: {len(small)} holes, the smallest of {min(small):.2g} m²")
     for layer, slack in (("lane_connector", 1e-3), ("ped_crossing", 0.02), ("stop_line", 0.02)):
-        outside = sum(not area.buffer(slack).covers(polygon) for polygon in polygons_of(expansion, layer))
+        wide = area.buffer(slack)
+        prepare(wide)
+        outside = sum(not wide.covers(polygon) for polygon in polygons[layer])
         if outside:
             checker.complain("drivable area", f"{name}: {outside} of {layer} leave it")
 

@@ -60,22 +60,59 @@ def cascade(**stages) -> CompletionCascade:
     return CompletionCascade(backbone, RandCamMask(DropoutConfig(p_missing=1.0)), **{**parts, **stages})
 
 
-def test_vae_replaces_only_what_it_is_told_and_reports_its_losses():
-    vae = PVReconVAE(2, CHANNELS, VAEConfig(latent=8)).eval()
-    features = [torch.randn(2, 6, CHANNELS, *size) for size in ((7, 13), (4, 7))]
-    replace = torch.zeros(2, 6, dtype=torch.bool)
-    replace[1, 2] = True
-    results, losses = vae(features, replace, features)
-    for before, after in zip(features, results):
-        assert torch.equal(before[~replace], after[~replace]) and not torch.equal(before[replace], after[replace])
-    mu, logvar = zip(*(part[1:] for part in (s(x.flatten(0, 1)) for s, x in zip(vae.scales, features))))
-    normal = torch.distributions.Normal
-    divergence = [
-        torch.distributions.kl_divergence(normal(m, (0.5 * v).exp()), normal(0.0, 1.0)).mean()
-        for m, v in zip(mu, logvar)
-    ]
+def vae_inputs():
+    """Maps of two scales, and the second sample's third camera missing."""
+    missing = torch.zeros(2, 6, dtype=torch.bool)
+    missing[1, 2] = True
+    return [torch.randn(2, 6, CHANNELS, *size) for size in ((7, 13), (4, 7))], missing
+
+
+def test_vae_replaces_only_what_it_is_told_by_what_the_present_cameras_suggest():
+    vae = PVReconVAE(2, CHANNELS, VAEConfig(latent=8, grid=(4, 7))).eval()
+    features, missing = vae_inputs()
+    fine, coarse = vae(features, missing, [missing, missing & False])[0]
+    assert torch.equal(coarse, features[1]) and torch.equal(fine[~missing], features[0][~missing])
+    everyone = vae(features, missing, [missing, missing & False], every=True)[0]
+    torch.testing.assert_close(everyone, [fine, coarse])
+    for sample, camera, matters in ((1, 2, False), (1, 3, True), (0, 2, False)):
+        changed = [x.clone() for x in features]
+        changed[0][sample, camera] += 1.0
+        again = vae(changed, missing, [missing, missing])[0][0]
+        assert torch.equal(again[1, 2], fine[1, 2]) != matters
+
+
+def test_vae_fills_in_the_usual_where_nothing_is_suggested():
+    vae = PVReconVAE(2, CHANNELS, VAEConfig(latent=8, grid=(7, 13))).train()
+    batches = [vae_inputs() for _ in range(3)]
+    for features, missing in batches:
+        vae(features, missing, [missing, missing], features)
+    with torch.no_grad():
+        for scale in vae.scales:
+            scale.decoder[-1].weight.zero_()
+            scale.decoder[-1].bias.zero_()
+    filled = vae.eval()(features, missing, [missing, missing])[0][0]
+    usual = sum(features[0][~missing[:, 2], 2].mean(0) for features, missing in batches) / 3
+    torch.testing.assert_close(filled[1, 2], usual, atol=1e-5, rtol=1e-4)
+
+
+def test_vae_reports_its_losses():
+    vae = PVReconVAE(2, CHANNELS, VAEConfig(latent=8, grid=(4, 7))).eval()
+    features, missing = vae_inputs()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        losses = vae(features, missing, [missing, missing], features)[1]
+        torch.manual_seed(3)
+        reconstruction, divergence, normal = [], [], torch.distributions.Normal
+        for scale, x in zip(vae.scales, features):
+            mu, logvar = scale.encode(x.masked_fill(missing[:, :, None, None, None], 0), missing)
+            latent = normal(mu, (0.5 * logvar).exp())
+            divergence.append(torch.distributions.kl_divergence(latent, normal(0.0, 1.0)).mean())
+            z = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
+            error = (scale.decode(z.flatten(0, 1), x.shape[-2:]).unflatten(0, (2, 6)) - x).square()
+            reconstruction.append((error[missing].mean() + error[~missing].mean()) / 2 / x.square().mean())
     torch.testing.assert_close(losses["vae_kl"], torch.stack(divergence).mean())
-    assert vae(features, replace)[1] == {}
+    torch.testing.assert_close(losses["vae_rec"], torch.stack(reconstruction).mean())
+    assert vae(features, missing, [missing, missing])[1] == {}
 
 
 def test_a_trajectory_ahead_is_seen_by_the_front_camera_only():
@@ -145,11 +182,10 @@ def test_cascade_trains_every_stage(window):
     assert all(p.grad is None for p in model.backbone.parameters())
 
 
-def test_cascade_in_evaluation_uses_neither_vae_nor_trajectory(window):
+def test_cascade_in_evaluation_uses_no_trajectory(window):
     model = cascade().eval()
     with torch.no_grad():
         output = model(window, drop=["CAM_FRONT"])
-        model.vae = None
         again = model(RigWindow(window.images, window.frames), drop=["CAM_FRONT"])
     assert output.losses == {} and output.importance is None
     for one, other, teacher in zip(output.features, again.features, output.teacher):
@@ -157,15 +193,17 @@ def test_cascade_in_evaluation_uses_neither_vae_nor_trajectory(window):
         assert torch.equal(one[~output.missing], teacher[~output.missing])
 
 
-def test_without_history_the_vae_stands_in(window):
-    model = cascade(planning=None).train()
-    now = RigWindow(window.images[:, -1:], window.frames[-1:])
-    output = model(now, drop=["CAM_FRONT"])
-    for original, feature in zip(output.original, output.features):
-        assert not torch.equal(original[output.missing], feature[output.missing])
-    with_history = model(window, drop=["CAM_FRONT"])
-    fine = with_history.original[0], with_history.features[0]  # stage 1 works at the coarse scale only
-    assert torch.equal(fine[0], fine[1])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("history", [True, False])
+def test_stage_2_fills_what_stage_1_leaves_empty(window, training, history):
+    """Stage 1 works at the coarse scale alone, and without history not at all."""
+    model = cascade(planning=None).train(training)
+    seen = window if history else RigWindow(window.images[:, -1:], window.frames[-1:])
+    output = model(seen, drop=["CAM_FRONT"])
+    model.vae = None
+    without = model(seen, drop=["CAM_FRONT"])
+    same = [torch.equal(a, b) for a, b in zip(output.features, without.features)]
+    assert same == [False, history]
 
 
 @pytest.mark.parametrize("stage", ["temporal", "vae", "planning"])

@@ -27,7 +27,7 @@ VERSIONS = dict(
 def cascade(temporal, **settings):
     stage = TemporalConfig(**dict(heads=2, kv_downsample=2, stride=16, queue_length=2) | temporal)
     planning = PlanningConfig(heads=2, kv_downsample=2, sigma=16.0, trajectory_source="predicted")
-    backbone, vae = PyramidConfig("tiny", strides=(16,)), VAEConfig(latent=4, at_inference=True)
+    backbone, vae = PyramidConfig("tiny", strides=(16,)), VAEConfig(latent=4, grid=(2, 3))
     config = CascadeConfig(32, backbone, temporal=stage, vae=vae, planning=planning, **settings)
     torch.manual_seed(0)
     return with_noise(config.build()).eval()
@@ -90,7 +90,6 @@ def test_the_step_gives_what_streaming_gives(case):
 @pytest.mark.filterwarnings("ignore:No complete tensor found")  # torch's own, of weights in channels_last
 def test_it_is_exported_saved_and_loaded_and_runs_on_any_moment(tmp_path):
     model = cascade(dict(topology="neighbours", queue_length=1))
-    model.vae = None  # has no choice to make
     step = StreamingCompletion(model)
     start = step.start(torch.zeros(2, 6, 3, *SIZE))
     with torch.no_grad():

@@ -207,7 +207,7 @@ def test_what_is_usual_stays_and_the_rest_moves():
     module, missing = V3(32, (STRIDE,), config).eval(), missing_cameras((0, FRONT), samples=1)
     usual, unusual = torch.randn(6, 32, 4, 12), torch.randn(1, 6, 32, 4, 12)
     with torch.no_grad():
-        module.usual.copy_(usual)
+        module.usual.means.copy_(usual)
         module.gate[0][-1].bias.fill_(100.0)
         module.steer[-1].bias[-1] = -100.0
     for frame, extra in ((frames[1], 0), (frames[2], 0), (frames[1], unusual[:, :1])):

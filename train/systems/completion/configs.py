@@ -11,9 +11,13 @@ from .experiment import CompletionExperiment
 
 
 def completion_v2() -> CompletionExperiment:
-    """The documents' V2: 900×1600, ResNet-50, a missing camera attends to itself and its neighbours."""
+    """The documents' V2: 900×1600, ResNet-50, a missing camera attends to itself and its neighbours.
+
+    Stage 3 is left out, since it changes nothing that could be measured; `completion_v2_documents` has all of theirs.
+    """
     experiment = CompletionExperiment()
     experiment.model.temporal.topology = "neighbours"
+    experiment.model.planning.enable = False
     experiment.model.dropout.ramp_steps = 5000
     experiment.optim.freeze = ("backbone",)
     experiment.optim.multipliers = {"temporal.offset": 0.02}  # at full rate the offsets wander and blur the warp
@@ -50,10 +54,17 @@ def completion_v2_no_vae() -> CompletionExperiment:
     return experiment
 
 
-def completion_v2_no_planning() -> CompletionExperiment:
-    """Without stage 3."""
+def completion_v2_planning() -> CompletionExperiment:
+    """With stage 3, guided in training by the trajectory that was driven."""
     experiment = completion_v2()
-    experiment.model.planning.enable = False
+    experiment.model.planning.enable = True
+    return experiment
+
+
+def completion_v2_documents() -> CompletionExperiment:
+    """All three stages, the second in training alone, as the documents have them."""
+    experiment = completion_v2_planning()
+    experiment.model.vae.at_inference = False
     return experiment
 
 
@@ -78,30 +89,23 @@ def completion_v2_far() -> CompletionExperiment:
     return experiment
 
 
-def completion_v2_fallback() -> CompletionExperiment:
-    """Stage 2 fills what has no history at inference too."""
-    experiment = completion_v2()
-    experiment.model.vae.at_inference = True
-    return experiment
-
-
 def completion_v2_predicted() -> CompletionExperiment:
     """Stage 3 is guided by the motion since the last moment, which inference has too."""
-    experiment = completion_v2()
+    experiment = completion_v2_planning()
     experiment.model.planning.trajectory_source = "predicted"
     return experiment
 
 
 def completion_v2_unguided() -> CompletionExperiment:
     """Stage 3 has no trajectory."""
-    experiment = completion_v2()
+    experiment = completion_v2_planning()
     experiment.model.planning.trajectory_source = "none"
     return experiment
 
 
 def completion_v2_parallel() -> CompletionExperiment:
-    """The stages side by side, joined by a predicted confidence."""
-    experiment = completion_v2()
+    """The three stages side by side, joined by a predicted confidence."""
+    experiment = completion_v2_planning()
     experiment.model.parallel = True
     return experiment
 
@@ -119,7 +123,7 @@ def completion_v3() -> CompletionExperiment:
     experiment = completion_v2()
     temporal = experiment.model.temporal
     temporal.geometry, temporal.depths = True, (3.5, 6.0, 10.0, 17.0, 35.0, 200.0)
-    experiment.model.vae.enable = experiment.model.planning.enable = False
+    experiment.model.vae.enable = False
     experiment.losses = dict(ssl=1.0)
     experiment.optim.multipliers = {}
     return experiment
@@ -154,7 +158,7 @@ def _tiny(make: Callable[[], CompletionExperiment]) -> CompletionExperiment:
     model.temporal.heads = model.planning.heads = 4
     if not model.temporal.geometry:
         model.temporal.depths = (10.0, 30.0, 200.0)  # at this size most of what is seen is too far to move
-    model.temporal.grid = (12, 20)
+    model.temporal.grid = model.vae.grid = (12, 20)
     model.temporal.history_pool = min(model.temporal.history_pool, model.temporal.kv_downsample)
     model.dropout.p_missing, model.dropout.ramp_steps = 1.0, 0
     model.temporal.queue_length = data.history
@@ -171,11 +175,11 @@ _FULL = (
     completion_own,
     completion_v2_no_temporal,
     completion_v2_no_vae,
-    completion_v2_no_planning,
+    completion_v2_planning,
+    completion_v2_documents,
     completion_v2_kv8,
     completion_v2_queue1,
     completion_v2_far,
-    completion_v2_fallback,
     completion_v2_predicted,
     completion_v2_unguided,
     completion_v2_parallel,

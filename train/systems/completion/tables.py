@@ -60,7 +60,7 @@ def _lost(count: int) -> tuple[Scenario, ...]:
 
 
 _VERSIONS = (Row("V1", "completion_v1"), Row("V2", "completion_v2"), Row("V3", "completion_v3"))
-_ALONE = ("model.planning.enable=false", "model.vae.enable=false")
+_NO_VAE = ("model.vae.enable=false",)
 TABLES = {
     "missing": Table(
         "how many of six cameras are missing, side by side",
@@ -70,12 +70,12 @@ TABLES = {
     "filling": Table(
         "how a missing camera is filled",
         (
-            Row(
-                "VAE alone", "completion_v2_no_temporal", ("model.planning.enable=false", "model.vae.at_inference=true")
-            ),
-            Row("temporal without motion", "completion_v2", (*_ALONE, "model.temporal.motion=false")),
-            Row("temporal", "completion_v2", _ALONE),
-            Row("temporal + stage 3", "completion_v2"),
+            Row("VAE alone", "completion_v2_no_temporal"),
+            Row("temporal without motion", "completion_v2", (*_NO_VAE, "model.temporal.motion=false")),
+            Row("temporal", "completion_v2", _NO_VAE),
+            Row("temporal + VAE (V2)", "completion_v2"),
+            Row("temporal + VAE + stage 3", "completion_v2_planning"),
+            Row("temporal + stage 3, VAE in training alone", "completion_v2_documents"),
             Row("side by side", "completion_v2_parallel"),
             Row("V3", "completion_v3"),
         ),
@@ -118,7 +118,7 @@ TABLES = {
         (
             Row("none", "completion_v2_unguided"),
             Row("predicted", "completion_v2_predicted"),
-            Row("ground truth, in training alone", "completion_v2"),
+            Row("ground truth, in training alone", "completion_v2_planning"),
         ),
         _ONE,
     ),

@@ -45,6 +45,7 @@ def sparsedrive_small_stage2_v2() -> CompletedExperiment:
     """Completion V2 in front, from the weights of stage 2: the backbone is frozen, the head learns slowly."""
     experiment = _completed(sparsedrive_small_stage2())
     experiment.model.temporal.topology = "neighbours"
+    experiment.model.planning.enable = False  # changes nothing in completion_v2
     experiment.optim.multipliers = {"temporal.offset": 0.02, "head": 0.1, "depth": 0.1}
     return experiment
 
@@ -57,11 +58,11 @@ def sparsedrive_small_stage2_v1() -> CompletedExperiment:
 
 
 def sparsedrive_small_stage2_v3() -> CompletedExperiment:
-    """V3: geometry first, at every scale; stages 2 and 3 are left out."""
+    """V3: geometry first, at every scale; stage 2 is left out too."""
     experiment = sparsedrive_small_stage2_v2()
     model = experiment.model
     model.temporal.geometry, model.temporal.depths = True, (3.5, 6.0, 10.0, 17.0, 35.0, 200.0)
-    model.vae.enable = model.planning.enable = False
+    model.vae.enable = False
     experiment.optim.multipliers = {"head": 0.1, "depth": 0.1}
     return experiment
 
@@ -122,7 +123,7 @@ def _tiny_completion(model: CompletedDriveConfig) -> None:
     model.temporal.heads = model.planning.heads = 4
     if not model.temporal.geometry:
         model.temporal.depths = (10.0, 30.0, 200.0)  # at this size most of what is seen is too far to move
-    model.temporal.grid = (6, 10)
+    model.temporal.grid = model.vae.grid = (6, 10)
     model.planning.kv_downsample, model.planning.sigma, model.vae.latent = 2, 16.0, 16
     model.dropout.p_missing, model.dropout.ramp_steps = 1.0, 0
 

@@ -104,7 +104,9 @@ def test_training_has_all_losses_and_a_frozen_backbone(plain, small_world, cache
     from rigfuse.train.optim import build_optimizer, set_training
 
     settings = settings_of("sparsedrive_small_stage2_v2_tiny", small_world, cache)
-    apply_options(settings, ["data.depth=true", "model.planning.trajectory_source=predicted"])
+    apply_options(
+        settings, ["data.depth=true", "model.planning.enable=true", "model.planning.trajectory_source=predicted"]
+    )
     training, _ = settings.build_data()
     model = settings.build_model()
     build_optimizer(model, settings.optim, 1)
