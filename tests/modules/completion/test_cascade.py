@@ -81,6 +81,15 @@ def test_vae_replaces_only_what_it_is_told_by_what_the_present_cameras_suggest()
         assert torch.equal(again[1, 2], fine[1, 2]) != matters
 
 
+def test_what_present_cameras_suggest_hangs_on_what_they_say_not_on_how_many_they_are():
+    vae = PVReconVAE(1, CHANNELS, VAEConfig(latent=8, grid=(4, 7))).eval()
+    same = [torch.randn(1, 1, CHANNELS, 7, 13).expand(1, 6, -1, -1, -1)]
+    one, three = torch.zeros(2, 1, 6, dtype=torch.bool)
+    one[0, 2] = three[0, 1:4] = True
+    few, many = (vae(same, missing, [missing])[0][0][0, 2] for missing in (three, one))
+    torch.testing.assert_close(few, many)
+
+
 def test_vae_fills_in_the_usual_where_nothing_is_suggested():
     vae = PVReconVAE(2, CHANNELS, VAEConfig(latent=8, grid=(7, 13))).train()
     batches = [vae_inputs() for _ in range(3)]
