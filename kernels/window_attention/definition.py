@@ -1,13 +1,14 @@
 """The mathematics, as it is written down: the tokens of all windows, gathered, a softmax over those of each query."""
 
 import torch
+from torch.nn.functional import pad
 
 
 def forward(query, key, value, centers, maps, scale):
     tokens, inside = tokens_in_windows(centers, maps)
+    tokens = torch.where(inside, tokens, key.shape[1])  # where there is none, one of zeros behind all others
     batch = torch.arange(len(query), device=query.device)[:, None, None]
-    # (B, Lq, M, heads, dim); zeros where there is no token, so that no product holds what another query reads
-    keys, values = (torch.where(inside[..., None, None], rows[batch, tokens], 0) for rows in (key, value))
+    keys, values = (pad(rows, (0, 0, 0, 0, 0, 1))[batch, tokens] for rows in (key, value))  # (B, Lq, M, heads, dim)
     scores = torch.einsum("bihd,bimhd->bihm", query, keys) * scale
     inside = inside[:, :, None]  # (B, Lq, 1, M)
     shares = torch.where(inside, scores, torch.finfo(scores.dtype).min).softmax(dim=-1)
