@@ -24,9 +24,9 @@ class Operation:
     """One operation, called with the name of a backend, its tensors and its settings.
 
     `definition.py` and `torch.py` hold a function `forward` that autograd differentiates; `triton.py` holds
-    `launch_forward` and, where there are gradients, `launch_backward`. In `by_hand` are the backends whose gradients
-    are written by hand: `launch_backward(grad, *saved, *settings, needs_grad)` (in `torch.py` `backward`) returns one
-    gradient, or None, for each argument that may get one.
+    `launch_forward` and, where there are gradients, `launch_backward`, which are called by `plans.repeat`. In
+    `by_hand` are the backends whose gradients are written by hand: `launch_backward(grad, *saved, *settings,
+    needs_grad)` (in `torch.py` `backward`) returns one gradient, or None, for each argument that may get one.
 
     arguments: the table of its tensors.
     package: the package that holds the backends.
