@@ -21,7 +21,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from ..kernels.runtime import backends, launch
+from ..kernels.runtime import backends, launch, plans
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -89,6 +89,7 @@ def pretended_gpu(architecture: str) -> Iterator[None]:
     """Takes CPU tensors for those of a GPU of `architecture`, one of TARGETS. Nothing may be launched."""
     previous = driver._active
     driver.set_active(_NamedTarget(TARGETS[architecture]))
+    plans.forget()
     try:
         with (
             mock.patch.dict("os.environ", {backends.ENVIRONMENT_VARIABLE: "triton"}),
@@ -98,6 +99,7 @@ def pretended_gpu(architecture: str) -> Iterator[None]:
             yield
     finally:
         driver._active = previous
+        plans.forget()
 
 
 def compile_launches(architecture: str, function: Callable[[], object]) -> list[Compiled]:

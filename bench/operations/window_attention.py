@@ -43,7 +43,7 @@ OPERATION = Operation(
     },
     make_inputs=make_inputs,
     function=toolkit,
-    peers=dict(sdpa=lambda inputs: masked_sdpa),  # eager is the definition: every score stored, those outside masked
+    peers=dict(sdpa=lambda inputs: masked_sdpa),  # eager is the definition: the tokens of every window gathered
     quick=("cmt-sixteenth",),
     heavy=("cmt", "cmt-1600x640"),
     matter=("cmt",),

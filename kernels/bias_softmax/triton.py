@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..runtime.launch import accumulator_dtype, triton_dtype
+from ..runtime.plans import enqueue
 from . import configs
 
 
@@ -181,7 +182,8 @@ def launch_forward(scores, bias, bias_scale, min_scale, max_scale, max_bias):
     if out.numel():
         rows = _Grouping(scores.shape, bias)
         config = configs.forward(rows.keys)
-        bias_softmax_forward[(rows.rows * rows.sharing,)](
+        enqueue(
+            bias_softmax_forward, rows.rows * rows.sharing,
             rows.strided(scores), rows.strided(bias), bias_scale, rows.strided(out), rows.own_sizes, rows.shared_sizes,
             min_scale, max_scale, max_bias, rows.sharing, rows.keys,
             ONE_TILE=rows.keys <= config["BLOCK_K"], ACC_DTYPE=triton_dtype(accumulator_dtype(scores.dtype)),
@@ -204,15 +206,17 @@ def launch_backward(grad, probabilities, bias, bias_scale, min_scale, max_scale,
     delta = dscores = dbias = dscale = None
     if tiles > 1:
         delta = torch.empty(rows.rows * rows.sharing, dtype=dtype, device=device)
-        bias_softmax_delta[(delta.numel(),)](
-            *tensors, delta, rows.own_sizes, rows.shared_sizes, rows.sharing, rows.keys, **meta
-        )
+        enqueue(
+            bias_softmax_delta, delta.numel(),
+            *tensors, delta, rows.own_sizes, rows.shared_sizes, rows.sharing, rows.keys, **meta,
+        )  # fmt: skip
     if needs_grad[0]:
         dscores = torch.empty(grad.shape, dtype=probabilities.dtype, device=device)
     if any(needs_grad[1:]):
         dbias = torch.empty((chunks, rows.rows, rows.keys), dtype=dtype, device=device)
         dscale = torch.empty(tiles * rows.rows * chunks, dtype=dtype, device=device)
-    bias_softmax_backward[(tiles * rows.rows * chunks,)](
+    enqueue(
+        bias_softmax_backward, tiles * rows.rows * chunks,
         *tensors, rows.strided(bias), bias_scale, delta, rows.strided(dscores), dbias, dscale,
         rows.own_sizes, rows.shared_sizes, min_scale, max_scale, max_bias,
         rows.rows, rows.sharing, chunk, rows.keys, **meta,

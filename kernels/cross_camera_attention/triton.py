@@ -13,6 +13,7 @@ import triton.language as tl
 from ..runtime import launch
 from ..runtime.attention import dot_precision, head_of, load_rows, softmax_step, store_rows
 from ..runtime.launch import Heads, Matrix, accumulator_dtype, strided, triton_dtype
+from ..runtime.plans import enqueue
 from . import configs
 
 
@@ -308,7 +309,8 @@ def launch_forward(query, key, value, block_table, key_mask, scale):
     lse = torch.empty((queries, heads, length_q), dtype=accumulator_dtype(query.dtype), device=query.device)
     if out.numel():
         config = configs.tile("forward", *_sizes(query, key))
-        cross_camera_attention_forward[(triton.cdiv(length_q, config["BLOCK_M"]) * queries * heads,)](
+        enqueue(
+            cross_camera_attention_forward, triton.cdiv(length_q, config["BLOCK_M"]) * queries * heads,
             *_strided(query, key, value), strided(Matrix, block_table), strided(Matrix, key_mask), *_strided(out), lse,
             scale * math.log2(math.e),
             heads, length_q, key.shape[1], key.shape[0], block_table.shape[1],
@@ -335,7 +337,8 @@ def launch_backward(grad, query, key, value, block_table, key_mask, out, lse, sc
 def _launch_backward_query(grad, query, key, value, block_table, key_mask, out, lse, delta, dquery, scale):
     queries, length_q, heads, _ = query.shape
     config = configs.tile("backward_query", *_sizes(query, key))
-    cross_camera_attention_backward_query[(triton.cdiv(length_q, config["BLOCK_M"]) * queries * heads,)](
+    enqueue(
+        cross_camera_attention_backward_query, triton.cdiv(length_q, config["BLOCK_M"]) * queries * heads,
         *_strided(grad, query, key, value), strided(Matrix, block_table), strided(Matrix, key_mask),
         *_strided(out), lse, delta, *_strided(dquery),
         scale * math.log2(math.e), scale,
@@ -348,11 +351,13 @@ def _launch_backward_key(grad, query, key, value, block_table, key_mask, lse, de
     blocks, length_k, heads, _ = key.shape
     start = torch.empty(blocks + 1, dtype=torch.int32, device=key.device)
     reader = torch.empty(block_table.numel(), dtype=torch.int32, device=key.device)
-    cross_camera_attention_transpose_table[(blocks + 1,)](
-        strided(Matrix, block_table), *block_table.shape, blocks, start, reader, BLOCK=512
-    )
+    enqueue(
+        cross_camera_attention_transpose_table, blocks + 1,
+        strided(Matrix, block_table), *block_table.shape, blocks, start, reader, BLOCK=512,
+    )  # fmt: skip
     config = configs.tile("backward_key", *_sizes(query, key))
-    cross_camera_attention_backward_key[(triton.cdiv(length_k, config["BLOCK_N"]) * blocks * heads,)](
+    enqueue(
+        cross_camera_attention_backward_key, triton.cdiv(length_k, config["BLOCK_N"]) * blocks * heads,
         *_strided(grad, query, key, value), start, reader, strided(Matrix, key_mask),
         lse, delta, *_strided(dkey, dvalue),
         scale * math.log2(math.e), scale,

@@ -21,7 +21,10 @@ def backward_samples(architecture: str, groups: int, channels: int, channels_las
     """channels: of a group. Fewer warps than here spill on one architecture or another."""
     block_k = _power(channels, 128)
     num_warps = 2 if _wide_warps(architecture) else 4 if channels_last else 8
-    return dict(BLOCK_E=64, BLOCK_G=_power(groups, max(1, 256 // block_k)), BLOCK_K=block_k, num_warps=num_warps)
+    config = dict(BLOCK_E=64, BLOCK_G=_power(groups, max(1, 256 // block_k)), BLOCK_K=block_k, num_warps=num_warps)
+    if architecture.startswith("sm_") and not channels_last:
+        config["maxnreg"] = 128  # or the ptxas of triton 3.6 keeps to 80 and spills
+    return config
 
 
 def backward_maps(architecture: str, channels: int) -> dict[str, int]:

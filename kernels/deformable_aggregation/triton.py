@@ -14,6 +14,7 @@ import triton.language as tl
 
 from ..runtime import launch
 from ..runtime.launch import accumulator_dtype, triton_dtype
+from ..runtime.plans import enqueue
 from . import configs
 
 LAST = tl.constexpr(2**31 - 1)
@@ -311,8 +312,9 @@ def launch_forward(feature_maps, points, weights, visible):
         return feature_maps[0].new_zeros(shape[1:])
     out = torch.empty(shape, dtype=feature_maps[0].dtype if whole else dtype, device=points.device)
     by_level = weights[..., levels, :] if len(levels) < len(feature_maps) else weights
-    grid = (batch * anchors * config["SPLITS"] * triton.cdiv(channels, config["BLOCK_C"]),)
-    deformable_aggregation_forward[grid](
+    programs = batch * anchors * config["SPLITS"] * triton.cdiv(channels, config["BLOCK_C"])
+    enqueue(
+        deformable_aggregation_forward, programs,
         tuple(_maps(feature_maps[level]) for level in levels),
         Points(points, *points.stride()), Weights(by_level, *by_level.stride()), _visible(visible), out,
         batch, anchors, samples, cameras, channels, channels // groups,
@@ -347,8 +349,9 @@ def _launch_backward_samples(grad, feature_maps, points, weights, visible, dpoin
     pick = levels if len(levels) < len(feature_maps) else slice(None)
     by_level = weights[..., pick, :]
     dby_level = None if dweights is None else torch.zeros_like(by_level) if pick is levels else dweights
-    grid = (batch * anchors * triton.cdiv(per_anchor * cameras, config["BLOCK_E"]),)
-    deformable_aggregation_backward_samples[grid](
+    programs = batch * anchors * triton.cdiv(per_anchor * cameras, config["BLOCK_E"])
+    enqueue(
+        deformable_aggregation_backward_samples, programs,
         Rows(grad, *grad.stride()), tuple(_maps(feature_maps[level]) for level in levels),
         Points(points, *points.stride()), Weights(by_level, *by_level.stride()), _visible(visible),
         Points(None, 0, 0, 0, 0, 0) if dpoints is None else Points(dpoints, *dpoints.stride()),
@@ -370,7 +373,8 @@ def _launch_backward_maps(grad, feature_maps, points, weights, visible, dmaps, l
         nowhere += views * (height + 1) * (width + 1)
     index = torch.int32 if nowhere < 2**31 else torch.int64
     keys = torch.empty(len(levels) * count, dtype=index, device=points.device)
-    deformable_aggregation_keys[(triton.cdiv(count, 256),)](
+    enqueue(
+        deformable_aggregation_keys, triton.cdiv(count, 256),
         Points(points, *points.stride()), _visible(visible), tuple(sizes), keys,
         anchors, samples, cameras, count, nowhere, LEVELS=len(levels), BLOCK=256,
     )  # fmt: skip
@@ -380,8 +384,9 @@ def _launch_backward_maps(grad, feature_maps, points, weights, visible, dmaps, l
     channels, groups = grad.shape[2], weights.shape[5]
     config = configs.backward_maps(launch.architecture(grad.device), channels)
     for place, (level, (height, width, first)) in enumerate(zip(levels, sizes)):
-        grid = (views * height * width * triton.cdiv(channels, config["BLOCK_C"]),)
-        deformable_aggregation_backward_maps[grid](
+        programs = views * height * width * triton.cdiv(channels, config["BLOCK_C"])
+        enqueue(
+            deformable_aggregation_backward_maps, programs,
             Rows(grad, *grad.stride()), Points(points, *points.stride()), Weights(weights, *weights.stride()),
             order, starts, _maps(dmaps[level]),
             level, first, place * count, anchors, samples, cameras, channels, channels // groups,

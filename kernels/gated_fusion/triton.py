@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from ..runtime.launch import Image, Vector, accumulator_dtype, rows_follow, strided, triton_dtype
+from ..runtime.plans import enqueue
 from . import configs
 
 
@@ -150,7 +151,8 @@ def _launch(kernel, images, missing, outputs):
         return
     floats = [t for t in images.values() if t is not None]
     config = configs.tile(channels, channels_last=original.stride(1) == 1 and channels > 1)
-    kernel[(n * triton.cdiv(height * width, config["BLOCK_P"]),)](
+    enqueue(
+        kernel, n * triton.cdiv(height * width, config["BLOCK_P"]),
         *(strided(Image, t) for t in images.values()),
         strided(Vector, missing),
         *(strided(Image, t) for t in outputs),

@@ -1,2 +1,2 @@
 """What every operation needs, written once: argument tables and checks, backend choice, registration and gradients,
-launches, the shared parts of attention, and profiler ranges."""
+launches and their plans, the shared parts of attention, and profiler ranges."""

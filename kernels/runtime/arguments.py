@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
-from .autocast import to_autocast_dtype
+from .autocast import autocast_dtype, to_autocast_dtype
 from .checks import FLOAT_DTYPES, INDEX_DTYPES, Dims, Shapes, check_dense, check_dtype, check_same_device
 
 MOST_TENSORS = 16  # of a list
+MOST_REMEMBERED = 256  # kinds of calls that one table remembers to have let pass
+
+_TYPES = (torch.Tensor, torch.nn.Parameter)  # whose sizes are numbers
 
 Dtypes = Callable[[torch.dtype], Sequence[torch.dtype]]
 
@@ -87,6 +91,8 @@ class Arguments:
         listed = ({f"{name}[{number}]": first.of(number) for number in range(count)} for count in counts)
         # Beforehand, since torch.compile cannot trace the making of a table.
         self._of_lists = [Arguments(operation, limits, **tensors, **dict(others)) for tensors in listed]
+        self._follow = [argument.autocast for argument in arguments.values()]
+        self._sizes_of = lru_cache(MOST_REMEMBERED)(lambda kind: [])  # empty until a call of this kind has passed
 
     def of_list(self, count: int) -> "Arguments":
         """The table with `count` ≥ 1 tensors, "maps[0]", "maps[1]", …, in the place of a list "maps".
@@ -104,12 +110,26 @@ class Arguments:
 
         sizes: sizes known beforehand, by name.
 
-        Returns the tensors, in the autocast dtype where they follow it, and all sizes by name.
+        Returns the tensors, in the autocast dtype where they follow it, and all sizes by name, not to be changed.
 
         Raises:
             ValueError: a shape, size or device does not fit, or a tensor without gradient requires grad.
             TypeError: an argument is no dense tensor, or its dtype is not allowed.
         """
+        if torch.compiler.is_compiling():
+            return self._check(tensors, sizes)
+        kind = _kind(tensors, sizes)
+        if kind is None:
+            return self._check(tensors, sizes)
+        passed = self._sizes_of(kind)
+        if not passed:
+            prepared, sizes = self._check(tensors, sizes)
+            passed.append(sizes)
+            return prepared, sizes
+        follow = self._follow if autocast_dtype(tensors[0].device.type) else ()
+        return [*map(_prepared, tensors, follow), *tensors[len(follow) :]], passed[0]
+
+    def _check(self, tensors, sizes):
         operation, shapes = self.operation, Shapes(self.operation, **sizes)
         rows = [row for row in zip(self.arguments, self.arguments.values(), tensors) if not self._is_absent(row)]
         for name, argument, tensor in rows:
@@ -144,3 +164,22 @@ class Arguments:
             if dim in sizes and not (low <= sizes[dim] and (high is None or sizes[dim] <= high)):
                 needed = f"at least {low}" if high is None else f"{low} to {high}"
                 raise ValueError(f"{self.operation}: {name} has {dim} = {sizes[dim]}, needs {needed}")
+
+
+def _prepared(tensor, follows):
+    return to_autocast_dtype(tensor) if follows and tensor is not None else tensor
+
+
+def _kind(tensors, sizes):
+    """What the outcome of a check depends on, where these are tensors of torch's own type; else None."""
+    kind = [*sizes.values(), torch.is_grad_enabled()]
+    for tensor in tensors:
+        if tensor is None:
+            kind.append(None)
+        elif type(tensor) in _TYPES and not tensor.is_nested:
+            kind += (tensor.shape, tensor.dtype, tensor.layout, tensor.device, tensor.requires_grad)
+        else:
+            return None
+    if tensors[0] is not None:
+        kind.append(autocast_dtype(tensors[0].device.type))
+    return tuple(kind)

@@ -7,12 +7,16 @@ import torch
 _NOTHING = nullcontext()
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Returns the autocast dtype of a device where autocast is on, else None."""
+    return torch.get_autocast_dtype(device_type) if _is_on(device_type) else None
+
+
 def to_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
     """Returns `tensor` in the autocast dtype of its device where autocast is on, float64 excepted."""
     castable = tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    if castable and _is_on(tensor.device.type):
-        return tensor.to(torch.get_autocast_dtype(tensor.device.type))
-    return tensor
+    dtype = autocast_dtype(tensor.device.type) if castable else None
+    return tensor if dtype is None else tensor.to(dtype)
 
 
 def without_autocast(device_type: str):

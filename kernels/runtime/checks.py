@@ -82,7 +82,7 @@ def check_indices(operation: str, argument: str, index: torch.Tensor | None, low
 
 def check_number(operation: str, argument: str, number: float, needs: str = "a number", *, finite: bool = True) -> None:
     """Raises TypeError unless `number` is one, ValueError where it is NaN or, if `finite`, infinite."""
-    if not isinstance(number, (Real, torch.SymInt, torch.SymFloat)):
+    if not isinstance(number, (float, int, Real, torch.SymInt, torch.SymFloat)):  # Real alone is slow to tell
         raise TypeError(f"{operation}: {argument} is a {type(number).__name__}, needs {needs}")
     if number != number or (finite and abs(number) == math.inf):  # as torch.compile can trace it
         raise ValueError(f"{operation}: {argument} is {number}, needs {'a finite number' if finite else needs}")

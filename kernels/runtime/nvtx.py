@@ -5,6 +5,7 @@ Without the package nvtx the ranges show in torch.profiler alone.
 """
 
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 
 import torch
 
@@ -23,6 +24,7 @@ def _both(name):
         yield
 
 
+@lru_cache(256)  # a range can be entered again, also within itself
 def _nvtx_range(name):
     return _NOTHING if nvtx is None else nvtx.annotate(name, domain=DOMAIN)
 

@@ -7,6 +7,7 @@ importing rigfuse imports no triton.
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 
@@ -14,6 +15,7 @@ from .arguments import Arguments
 from .autocast import without_autocast
 from .backends import choose_backend
 from .nvtx import annotate
+from .plans import repeat
 
 _LIBRARY = torch.library.Library("rigfuse", "DEF")
 
@@ -22,9 +24,9 @@ class Operation:
     """One operation, called with the name of a backend, its tensors and its settings.
 
     `definition.py` and `torch.py` hold a function `forward` that autograd differentiates; `triton.py` holds
-    `launch_forward` and, where there are gradients, `launch_backward`. In `by_hand` are the backends whose gradients
-    are written by hand: `launch_backward(grad, *saved, *settings, needs_grad)` (in `torch.py` `backward`) returns one
-    gradient, or None, for each argument that may get one.
+    `launch_forward` and, where there are gradients, `launch_backward`, which are called by `plans.repeat`. In
+    `by_hand` are the backends whose gradients are written by hand: `launch_backward(grad, *saved, *settings,
+    needs_grad)` (in `torch.py` `backward`) returns one gradient, or None, for each argument that may get one.
 
     arguments: the table of its tensors.
     package: the package that holds the backends.
@@ -76,7 +78,7 @@ class Operation:
         self.forward_op = register(
             f"{self.name}({schema}) -> {returned}", self._forward, lambda *a: fake_forward(*a[:-1])
         )
-        self._apply = self.forward_op
+        self._differentiable = None
         if fake_backward is None:
             return
         schema = ", ".join([*(f"{kinds.get(name, 'Tensor')} {name}" for name in saved), *settings])
@@ -88,7 +90,7 @@ class Operation:
             self._backward,
             lambda grad, *a: [g for g, needed in zip(fake_backward(*a[:count]), a[-1]) if needed],
         )
-        self._apply = _differentiable(self).apply
+        self._differentiable = _differentiable(self)
 
     def __call__(self, backend: str | None, tensors: Sequence[torch.Tensor | None], *settings, name: str | None = None):
         """Runs `backend`, or the best one, under the range `name` (by default the operation's).
@@ -98,11 +100,20 @@ class Operation:
         backend = choose_backend(backend, *tensors)
         with annotate(name or self.name):
             if backend in self.by_hand:
-                return self._apply(*tensors, *settings, backend)
+                return self._by_hand(tensors, settings, backend)
             if backend in self.once:
                 tensors = self._differentiable_once(backend, tensors)
             with without_autocast(tensors[0].device.type):
                 return self.plain[backend].forward(*self.packed(tensors, len(tensors)), *settings)
+
+    def _by_hand(self, tensors, settings, backend):
+        wanted = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+        if wanted and self._differentiable is not None:
+            return self._differentiable.apply(*tensors, *settings, backend)
+        results = self.forward_op(*self.packed(tensors, len(tensors)), *settings, backend)
+        if self.results == 1:
+            return results
+        return results[0] if self.public == 1 else tuple(results[: self.public])
 
     def packed(self, arguments: Sequence, tensors: int) -> list:
         """The arguments of an op, of which the first `tensors` are tensors: those of a list as one argument."""
@@ -113,18 +124,23 @@ class Operation:
 
     def _forward(self, *arguments):
         *arguments, backend = arguments
-        forward = self._triton().launch_forward if backend == "triton" else self.plain[backend].forward
         first = arguments[0][0] if self.many else arguments[0]
         with on_device_of(first), without_autocast(first.device.type):
-            return forward(*arguments)
+            if backend == "triton":
+                return repeat(self._triton.launch_forward, arguments)
+            return self.plain[backend].forward(*arguments)
 
     def _backward(self, grad, *arguments):
         *arguments, backend, needs_grad = arguments
-        backward = self._triton().launch_backward if backend == "triton" else self.plain[backend].backward
+        arguments = [grad, *arguments, needs_grad]
         with annotate(f"{self.name}.backward"), on_device_of(grad), without_autocast(grad.device.type):
-            gradients = backward(grad, *arguments, needs_grad)
+            if backend == "triton":
+                gradients = repeat(self._triton.launch_backward, arguments)
+            else:
+                gradients = self.plain[backend].backward(*arguments)
         return [gradient for gradient, needed in zip(gradients, needs_grad) if needed]
 
+    @cached_property
     def _triton(self):
         return importlib.import_module(f"{self.package}.triton")
 

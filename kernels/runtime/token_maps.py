@@ -18,13 +18,14 @@ def flat_maps(operation: str, maps: Sequence[TokenMap]) -> tuple[tuple[int, ...]
     Raises:
         ValueError: `maps` is empty, or one of them is not three integers above 0.
     """
-    if not isinstance(maps, Sequence) or len(maps) == 0:
+    if not isinstance(maps, (tuple, Sequence)) or len(maps) == 0:
         raise ValueError(f"{operation}: maps is {maps!r}, needs at least one TokenMap")
+    flat, tokens = (), 0
     for position, token_map in enumerate(maps):
-        numbers = tuple(token_map) if isinstance(token_map, Sequence) else token_map
+        numbers = tuple(token_map) if isinstance(token_map, (tuple, Sequence)) else token_map
         integers = isinstance(numbers, tuple) and all(isinstance(n, int) and n > 0 for n in numbers)
         if not integers or len(numbers) != 3:
             needed = "TokenMap(height, width, window) of integers above 0"
             raise ValueError(f"{operation}: maps[{position}] is {numbers!r}, needs {needed}")
-    tokens = sum(height * width for height, width, _ in maps)
-    return tuple(number for token_map in maps for number in token_map), tokens
+        flat, tokens = flat + numbers, tokens + numbers[0] * numbers[1]
+    return flat, tokens

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ..runtime.launch import Matrix, strided
+from ..runtime.plans import enqueue
 from . import configs
 
 QUARTER = tl.constexpr(0.25)  # of everything, so that no difference of finite numbers overflows
@@ -69,7 +70,8 @@ def launch_forward(points, valid, height, width, sigma):
     out = torch.empty((n, height, width), dtype=torch.float32, device=points.device)
     if out.numel():
         config = configs.tile(height * width)
-        trajectory_importance_forward[(n * triton.cdiv(height * width, config["BLOCK_P"]),)](
-            strided(Points, points), strided(Matrix, valid), out, height, width, steps, sigma, **config
-        )
+        enqueue(
+            trajectory_importance_forward, n * triton.cdiv(height * width, config["BLOCK_P"]),
+            strided(Points, points), strided(Matrix, valid), out, height, width, steps, sigma, **config,
+        )  # fmt: skip
     return out

@@ -12,6 +12,7 @@ import triton.language as tl
 from ..runtime import launch
 from ..runtime.attention import dot_precision, head_of, load_rows, softmax_step, store_rows
 from ..runtime.launch import Heads, accumulator_dtype, strided, triton_dtype
+from ..runtime.plans import enqueue
 from ..window_bias_attention.triton.primitives import LOG2_E, Centers, corner
 from . import configs
 
@@ -271,7 +272,8 @@ def launch_forward(query, key, value, centers, maps, scale):
     if query.numel():
         parts = _windows(centers, maps, None, 0)
         config = configs.by_query(launch.architecture(query.device), query.element_size(), dim, heads)
-        window_attention_forward[(batch * length * triton.cdiv(heads, config["BLOCK_H"]),)](
+        enqueue(
+            window_attention_forward, batch * length * triton.cdiv(heads, config["BLOCK_H"]),
             *(strided(Heads, tensor) for tensor in (query, key, value)), parts, strided(Heads, out), lse,
             scale, length, heads, len(maps) // 3, **_meta(query), **config,
         )  # fmt: skip
@@ -289,7 +291,8 @@ def launch_backward(grad, out, lse, query, key, value, centers, maps, scale, nee
     delta = torch.empty_like(lse)
     inputs = [strided(Heads, tensor) for tensor in (grad, query, key, value)]
     config = configs.by_query(architecture, query.element_size(), dim, heads)
-    window_attention_backward_query[(batch * length * triton.cdiv(heads, config["BLOCK_H"]),)](
+    enqueue(
+        window_attention_backward_query, batch * length * triton.cdiv(heads, config["BLOCK_H"]),
         *inputs, strided(Heads, out), parts, lse, delta, strided(Heads, dquery), scale, length, heads, len(maps) // 3,
         **_meta(query), **config,
     )  # fmt: skip
@@ -303,7 +306,8 @@ def launch_backward(grad, out, lse, query, key, value, centers, maps, scale, nee
     across = lambda cells: triton.cdiv(cells, config["SIDE"])  # noqa: E731
     squares = sum(across(height) * across(width) for height, width in zip(maps[::3], maps[1::3]))
     dkey, dvalue = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (key, value))
-    window_attention_backward_key[(batch * squares * heads,)](
+    enqueue(
+        window_attention_backward_key, batch * squares * heads,
         *inputs, lse, delta, numbers, order, starts, strided(Heads, dkey), strided(Heads, dvalue), tuple(maps),
         scale, length, heads, squares, places,
         MAPS=len(maps) // 3, PRECISION=dot_precision(query.dtype, query.device), **_meta(query), **config,
@@ -325,7 +329,8 @@ def _windows(centers, maps, numbers, places):
     """The parts (B, Lq, maps, 4) of the windows on their maps; fills the numbers of their places, if given."""
     batch, length, count = centers.shape[:3]
     parts = torch.empty((batch, length, count, 4), dtype=torch.int32, device=centers.device)
-    window_attention_windows[(triton.cdiv(batch * length * count, 256),)](
+    enqueue(
+        window_attention_windows, triton.cdiv(batch * length * count, 256),
         strided(Centers, centers), parts, numbers, tuple(maps), batch * length * count, length, places, batch * places,
         MAPS=count, BLOCK=256,
     )  # fmt: skip

@@ -77,6 +77,26 @@ def test_queries_that_are_nowhere_get_and_give_nothing(any_backend, device):
         assert gradient[0].flatten(1).any(-1).nonzero().flatten().tolist() == cells_of(SMALL[0], (2.0, 2.0))
 
 
+def test_tokens_outside_a_query_s_windows_are_not_read(any_backend, device):
+    """What they hold does not matter, nor what queries hold that have no token: NaN would be seen."""
+    inputs, grad = arguments(1, 6, 2, 16, device=device)
+    centers = inputs[3]
+    centers[:] = NAN
+    centers[0, 2, 0], centers[0, 4, 1] = 2.0, 0.0
+    read = torch.zeros(inputs[1].shape[1], dtype=torch.bool)
+    read[cells_of(SMALL[0], (2.0, 2.0))] = True
+    second = SMALL[0].height * SMALL[0].width
+    read[[second + cell for cell in cells_of(SMALL[1], (0.0, 0.0))]] = True
+    assert 0 < read.sum() < len(read)
+    expected = with_gradients(inputs, grad, maps=SMALL, backend=any_backend)
+    with torch.no_grad():
+        for tensor in inputs[1:3]:
+            tensor[:, ~read] = NAN
+        inputs[0][:, [0, 1, 3, 5]] = NAN
+    for actual, value in zip(with_gradients(inputs, grad, maps=SMALL, backend=any_backend), expected):
+        assert torch.equal(actual, value)
+
+
 def test_a_window_over_the_whole_map_is_plain_attention(any_backend, device):
     """However large the window; in the limit of an unbounded bias `window_bias_attention` is the same too."""
     inputs, grad = arguments(1, 5, 2, 16, device=device)

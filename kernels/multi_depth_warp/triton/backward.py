@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ...runtime.launch import Image, strided, triton_dtype
+from ...runtime.plans import enqueue
 from .. import configs
 from .primitives import (
     LAST,
@@ -248,7 +249,8 @@ def launch_backward(
     if dfeatures is not None:
         boxes = torch.empty((4, targets, count, tiles), dtype=torch.int32, device=features.device)
     if targets * tiles:
-        multi_depth_warp_backward_target[(targets * tiles,)](
+        enqueue(
+            multi_depth_warp_backward_target, targets * tiles,
             strided(Image, grad), strided(Image, features), *geometry, strided(Planes, dweights),
             strided(Planes, doffsets), boxes,
             sources, channels, source_h, source_w, count, height, width, min_depth,
@@ -258,7 +260,8 @@ def launch_backward(
         blocks = (source_h, "SOURCE_H"), (source_w, "SOURCE_W"), (channels, "BLOCK_C")
         programs = sources * math.prod(triton.cdiv(size, source_config[block]) for size, block in blocks)
         dot_dtype, precision = configs.dot(features.dtype, dtype)
-        multi_depth_warp_backward_features[(programs,)](
+        enqueue(
+            multi_depth_warp_backward_features, programs,
             strided(Image, grad), *geometry, boxes, strided(Image, dfeatures),
             targets, channels, source_h, source_w, count, height, width, min_depth,
             DOT_DTYPE=triton_dtype(dot_dtype), PRECISION=precision, **common, **target_tile, **source_config,

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from ...runtime.launch import Image, memory_format, strided, triton_dtype
+from ...runtime.plans import enqueue
 from .. import configs
 from .primitives import (
     Cover,
@@ -94,7 +95,8 @@ def launch_forward(
     tiles = triton.cdiv(height, config["TILE_H"]) * triton.cdiv(width, config["TILE_W"])
     programs = targets * tiles * max(1, triton.cdiv(channels, config["BLOCKS"] * config["BLOCK_C"]))
     if programs:
-        multi_depth_warp_forward[(programs,)](
+        enqueue(
+            multi_depth_warp_forward, programs,
             strided(Image, features), *geometry_of(projection, depths, weights, offsets, source_index),
             strided(Image, warped), strided(Cover, coverage),
             sources, channels, source_h, source_w, count, height, width, min_depth,

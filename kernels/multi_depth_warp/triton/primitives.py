@@ -23,11 +23,11 @@ class Projection(NamedTuple):
 
 
 class Index(NamedTuple):
-    """(N,), or with a depth stride (N, D)."""
+    """(N,), or with a depth stride (N, D). No None among these: triton 3.6 could not tell whether there is an index."""
 
     ptr: Any
     target: int
-    depth: int | None = None
+    depth: int = 0
 
 
 class Planes(NamedTuple):
@@ -142,10 +142,7 @@ def source_of(source_index, n, d, sources, mask):
     if source_index is None:
         return n, mask
     else:
-        place = source_index.ptr + n * source_index.target
-        if source_index.depth is not None:
-            place += d * source_index.depth
-        s = tl.load(place).to(tl.int64)
+        s = tl.load(source_index.ptr + n * source_index.target + d * source_index.depth).to(tl.int64)
         return s, mask & (s >= 0) & (s < sources)
 
 

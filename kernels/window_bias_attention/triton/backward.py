@@ -7,6 +7,7 @@ import triton.language as tl
 from ...runtime import launch
 from ...runtime.attention import dot_precision, head_of, load_rows, store_rows
 from ...runtime.launch import Heads, accumulator_dtype, strided, triton_dtype
+from ...runtime.plans import enqueue
 from .. import configs
 from .forward import merge
 from .primitives import (
@@ -246,7 +247,8 @@ def launch_backward(
         dkey, dvalue = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (key, value))
         batch, length, heads, _ = query.shape
         key_tiles = sum(pieces(maps, key_config["BLOCK_N"]))
-        window_bias_attention_backward_key[(key_tiles * heads * batch,)](
+        enqueue(
+            window_bias_attention_backward_key, key_tiles * heads * batch,
             *tensors, near, strided(Heads, dkey), strided(Heads, dvalue), tuple(maps), scale, *limits,
             length, heads, key_tiles, **meta, **key_config,
         )  # fmt: skip
@@ -258,7 +260,8 @@ def _prepare(grad, out, centers, order, maps, block_m, dtype, meta):
     tiles = triton.cdiv(length, block_m)
     delta = torch.empty((batch, heads, length), dtype=dtype, device=out.device)
     near = torch.empty((batch, tiles, meta["MAPS"], 2), dtype=torch.int32, device=out.device)
-    window_bias_attention_prepare[(tiles * heads * batch,)](
+    enqueue(
+        window_bias_attention_prepare, tiles * heads * batch,
         strided(Heads, grad), strided(Heads, out), strided(Centers, centers), order, delta, near, tuple(maps),
         length, heads, BLOCK_M=block_m, num_warps=4, **meta,
     )  # fmt: skip
@@ -276,7 +279,8 @@ def _query_side(tensors, query, key, maps, limits, dtype, config, meta):
     if splits > 1:
         partial = torch.empty((splits * batch, *query.shape[1:]), dtype=dtype, device=query.device)
     dbias = torch.empty((splits * batch, heads, length), dtype=dtype, device=query.device)
-    window_bias_attention_backward_query[(tiles * heads * batch * splits,)](
+    enqueue(
+        window_bias_attention_backward_query, tiles * heads * batch * splits,
         *tensors, strided(Heads, partial), dbias, tuple(maps), *limits, batch, length, heads, split, **meta, **config,
     )  # fmt: skip
     if splits > 1:
@@ -290,7 +294,8 @@ def _bias_side(dbias, split, weights, bias_scale, query, maps, limits, dtype):
     programs = triton.cdiv(length, block_m) * batch * (len(maps) // 3)
     dweights = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
     dscale = torch.empty(programs, dtype=dtype, device=weights.device)
-    window_bias_attention_reduce_bias[(programs,)](
+    enqueue(
+        window_bias_attention_reduce_bias, programs,
         dbias, strided(Weights, weights), bias_scale, strided(Weights, dweights), dscale, tuple(maps), *limits,
         batch, length, heads, split,
         MAPS=len(maps) // 3, BLOCK_M=block_m, BLOCK_H=triton.next_power_of_2(heads), ACC_DTYPE=triton_dtype(dtype),

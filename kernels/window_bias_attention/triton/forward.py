@@ -7,6 +7,7 @@ import triton.language as tl
 from ...runtime import launch
 from ...runtime.attention import dot_precision, head_of, load_rows, softmax_step, store_rows
 from ...runtime.launch import Heads, accumulator_dtype, strided, triton_dtype
+from ...runtime.plans import enqueue
 from .. import configs
 from ..order import query_order
 from .primitives import (
@@ -133,7 +134,8 @@ def merge(partial, partial_lse, out, lse):
     batch, length, heads, dim = out.shape
     block_d = triton.next_power_of_2(dim)
     block_m = max(8, 2048 // block_d)
-    window_bias_attention_merge[(triton.cdiv(length, block_m) * heads * batch,)](
+    enqueue(
+        window_bias_attention_merge, triton.cdiv(length, block_m) * heads * batch,
         strided(Heads, partial), partial_lse, strided(Heads, out), lse, len(partial) // batch, batch, length, heads,
         DIM=dim, BLOCK_D=block_d, BLOCK_M=block_m, num_warps=4,
     )  # fmt: skip
@@ -158,7 +160,8 @@ def launch_forward(
     if splits > 1:
         partial = torch.empty((splits * batch, *out.shape[1:]), dtype=dtype, device=out.device)
         partial_lse = torch.empty((splits * batch, *lse.shape[1:]), dtype=dtype, device=out.device)
-    window_bias_attention_forward[(tiles * heads * batch * splits,)](
+    enqueue(
+        window_bias_attention_forward, tiles * heads * batch * splits,
         strided(Heads, query), strided(Heads, key), strided(Heads, value),
         strided(Centers, centers), strided(Weights, weights), bias_scale, order,
         strided(Heads, partial), partial_lse, tuple(maps),
