@@ -55,6 +55,16 @@ def test_a_cell_looks_where_it_is_seen():
     assert not none[0].any() and not none[1].any()
 
 
+def test_places_form_a_lattice_and_each_head_begins_with_one_of_its_own():
+    view = GroundView(BevGrid((0.0, 2.0), (0.0, 1.0), 1.0), 4, 4, ViewConfig((0.0,), places=4, heads=4))
+    first = view.reference[0, :, :2]
+    assert {tuple(x) for x in first.tolist()} == {(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)}
+    weights = view.weight.bias.view(4, 4).softmax(dim=0)  # (points, heads)
+    assert (weights.diagonal() > 0.6).all()
+    two = GroundView(BevGrid((0.0, 2.0), (0.0, 1.0), 1.0), 4, 4, ViewConfig((0.0,), places=2, heads=4))
+    assert two.reference[0, :, :2].tolist() == [[0.25, 0.25], [0.75, 0.75]]
+
+
 def test_weights_sum_to_one_over_the_cameras_that_are_there():
     view = GroundView(SMALL.grid.features(), 4, 4, ViewConfig(heads=2))
     view.out.weight.data, view.out.bias.data = torch.eye(4), torch.zeros(4)
