@@ -27,6 +27,8 @@ from rigfuse.train.systems.static_bev.experiment import StaticBevExperiment
 from rigfuse.train.systems.static_bev.pictures import draw_said
 from rigfuse.train.systems.static_bev.report import NO_LOSS, comparison, report
 
+REMEMBERED = 1000  # moments
+
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
@@ -70,8 +72,9 @@ def judge(run: SavedRun, chosen: argparse.Namespace, untrained: bool, cells: dic
         raise ValueError(f"{run.path} is of {settings.name}; needs a run of static_bev")
     settings.data.cache, settings.data.val_split = "", chosen.split or settings.data.val_split
     settings.evaluation.every = chosen.every or settings.evaluation.every
+    if chosen.lose:  # every moment is looked at repeatedly
+        settings.data.remember, settings.model.backbone.remember = REMEMBERED, 6 * REMEMBERED
     samples = settings.build_data()[1]
-    settings.model.backbone.remember = len(samples) * len(samples.names) if chosen.lose else 0  # looked at repeatedly
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = without_weight_files(settings).build_model().to(device) if untrained else run.build_model(device)
     model.eval().requires_grad_(False).set_cameras(samples.names)

@@ -16,6 +16,7 @@ from rigfuse.modules.static_bev.head import HeadConfig
 from rigfuse.train import main as program
 from rigfuse.train.config import check
 from rigfuse.train.data import open_drives
+from rigfuse.train.data.dataset import read_images
 from rigfuse.train.distributed import World
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.static_bev import data
@@ -153,6 +154,21 @@ def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path
     cached.optim.freeze_until = {"cameras": 10**6}
     with pytest.raises(ValueError, match="data.cache needs view frozen for all 3 steps"):
         cached.build_data()
+
+
+def test_what_is_remembered_is_read_once_and_the_same(small_world, monkeypatch):
+    made = settings(1, small_world)
+    made.data.shift = False
+    plain = made.build_data()[0]
+    made.data.remember, reads = 3, []
+    kept = made.build_data()[0]
+    monkeypatch.setattr(data, "labels_of", lambda *given: reads.append(None) or labels_of(*given))
+    monkeypatch.setattr(data, "read_images", lambda *given: reads.append(None) or read_images(*given))
+    for epoch in range(2):
+        one, other = plain[epoch, 1], kept[epoch, 1]
+        assert torch.equal(one.images, other.images) and torch.equal(one.truth.road, other.truth.road)
+        assert not one.visible.all() and torch.equal(one.visible, other.visible)
+    assert len(reads) == 4 + 2
 
 
 def test_seeds_share_a_column_of_the_comparison():
