@@ -84,7 +84,8 @@ def judge(run: SavedRun, chosen: argparse.Namespace, untrained: bool, cells: dic
         batches = (settings.collate([samples[0, index]]).to(device) for index in range(len(samples)))
         draws = loss == NO_LOSS and not untrained
         look = pictures(model, chosen, name, len(samples) // config.every) if draws else None
-        measured = measure(model, batches, config, samples.names, settings.mean_map(model), look)
+        rival = settings.mean_map(model) if loss == NO_LOSS else None  # it says the same whatever is missing
+        measured = measure(model, batches, config, samples.names, rival, look)
         cells[name, loss] = measured.figures()
         step = "untrained" if untrained else f"{name}, step {run.step}"
         parts += [f"# {step}", report(measured)] if loss == NO_LOSS else []

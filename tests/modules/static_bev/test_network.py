@@ -193,3 +193,13 @@ def test_what_a_source_does_not_know_has_no_gradient():
     assert not lanes[0, 1:].any() and lanes[0, 0].all() and (lanes[0, 0, 3:5] < 0).all()  # some line is there
     assert (lanes[0, 0, 9] < 0).all() and (lanes[0, 0, 12:] > 0).all()
     assert not road[0, 0].any() and road[0, 1:].all() and not heat[0, 2].any() and heat[0, :2].all()
+
+
+def test_a_class_that_is_not_there_does_not_count_in_dice():
+    grid = BevGrid((0.0, 4.0), (-2.0, 2.0), 0.2)
+    truth = truth_of(grid, torch.empty(0, 6))
+    truth.lanes[0, 2, 5] = 255
+    maps = [torch.randn(1, n, *grid.shape, requires_grad=True) for n in (9, 4, 3, 6)]
+    static_losses(HeadOutput(*maps), truth, grid, torch.ones(3))["lane_dice"].backward()
+    there = maps[0].grad[0].flatten(1).any(1)
+    assert there.tolist() == [place == 2 for place in range(9)]

@@ -150,7 +150,12 @@ class Measured:
 
 
 def measure(
-    model: StaticBev, loader, config: EvaluationConfig, cameras: tuple[str, ...], constant: torch.Tensor, look=None
+    model: StaticBev,
+    loader,
+    config: EvaluationConfig,
+    cameras: tuple[str, ...],
+    constant: torch.Tensor | None = None,
+    look=None,
 ) -> Measured:
     """Streams the batches of a loader through a network and counts.
 
@@ -159,7 +164,7 @@ def measure(
         loader: batches of whole scenes in order, on the device.
         config: see `EvaluationConfig`.
         cameras: the rig's names.
-        constant: (lanes + road, rows, columns), the rival that says the same of every sample.
+        constant: (lanes + road, rows, columns), the rival that says the same of every sample; None = there is none.
         look: called with (batch, row, said) of each sample.
     """
     own, rival = Metrics.of(model, config), Metrics.of(model, config)
@@ -170,7 +175,8 @@ def measure(
                 continue
             token, place = batch.tokens[row], (batch.truth, row, batch.ground[row])
             own.add(token, said.maps, said.instances, *place)
-            rival.add(token, constant.to(said.maps), None, *place)
+            if constant is not None:
+                rival.add(token, constant.to(said.maps), None, *place)
             found += [] if said.found is None else [said.found]
             if look is not None:
                 look(batch, row, said)

@@ -11,7 +11,7 @@ import torch
 
 from rigfuse.modules.lidar.second import LidarConfig
 from rigfuse.modules.poses import rigid, rotation_z
-from rigfuse.modules.static_bev.grid import BevGrid
+from rigfuse.modules.static_bev.grid import BevGrid, GridConfig
 from rigfuse.modules.static_bev.head import HeadConfig
 from rigfuse.train import main as program
 from rigfuse.train.config import check
@@ -35,11 +35,11 @@ def settings(step, world, weights=None):
     made = experiment(f"static_bev_step{step}_tiny")
     model, data, run = made.model, made.data, made.run
     data.root, data.image_size, data.p_lost = str(world), (32, 64), 1.0
-    model.grid.x, model.grid.y, model.grid.upsample = (-6.4, 12.8), (-6.4, 6.4), 2
+    model.grid = GridConfig((-6.4, 12.8), (-6.4, 6.4), cell=0.8, upsample=2)
     model.channels, model.image_channels, model.head.channels = 8, 8, 8
     model.history.intervals, model.weights = INTERVALS, weights
     made.loader.batch_size, run.epochs, run.log_steps, run.tensorboard = 1, 1, 1, False
-    made.evaluation.constant_samples = 2
+    made.evaluation.constant_samples, made.evaluation.every, data.remember = 2, 1, 0
     return made
 
 
@@ -236,7 +236,7 @@ REFUSALS = {  # options, with STEP1 for a checkpoint and OTHER for a file that i
         (MATCHED, "model.weights=none", "optim.freeze_until={'camera': 5}"),
         "the pattern 'camera' matches no parameter; did you mean 'cameras'",
     ),
-    "width": (("data.line_width=0.5",), "data.line_width is 0.5, needs at most 0.4, two cells of the labels"),
+    "width": (("data.line_width=0.6",), "data.line_width is 0.6, needs at most 0.5, two cells of the labels"),
 }
 
 
