@@ -65,7 +65,7 @@ def _tiny(make: Callable[[], StaticBevExperiment]) -> StaticBevExperiment:
     run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 3, 3, 50, "float32"
     if model.weights:
         model.weights = "work_dirs/static_bev_step1_tiny/checkpoints/best.pt"
-        experiment.losses.update(lane_focal=0.2, lane_dice=5.0)  # Dice makes lines sure; series evaluation asks for that
+        experiment.losses.update(lane_focal=0.2, lane_dice=5.0)  # Dice asks for sure lines, as series evaluation does
         run.epochs = run.evaluate_epochs = 1
     return experiment
 
