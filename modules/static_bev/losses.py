@@ -85,11 +85,14 @@ def _focal(logits, target, counts):
 
 
 def _dice(logits, target, counts):
-    """1 − Dice, the mean over the classes that count anywhere (Milletari et al. 2016)."""
+    """1 − Dice, the mean over the classes that are there (Milletari et al. 2016).
+
+    A class that is not there would ask for zeros as loudly as one that is asks for its cells.
+    """
     said, true = logits.sigmoid() * counts, target * counts
     axes = (0, 2, 3)
     dice = (2 * (said * true).sum(axes) + 1) / (said.square().sum(axes) + true.square().sum(axes) + 1)
-    asked = counts.any(3).any(2).any(0).to(dice)
+    asked = (true.sum(axes) > 0).to(dice)
     return ((1 - dice) * asked).sum() / asked.sum().clamp(min=1)
 
 

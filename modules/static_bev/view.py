@@ -1,5 +1,6 @@
 """From the images of a rig to the ground: every cell looks into the cameras at points above it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +13,15 @@ from ..projection import project
 from ..settings import Count, Metres
 from .grid import BevGrid
 
+_OWN_POINT = 2.0  # logit by which a head begins with points of its own, so that no two of them say the same
+
 
 @dataclass
 class ViewConfig:
     """Settings of a `GroundView`."""
 
     heights: tuple[Metres, ...] = (-0.5, 0.0, 0.5, 1.5)  # metres above the ground at which a cell looks
-    places: Count = 2  # at each height, spread over the cell and moved as it learns
+    places: Count = 2  # at each height, spread over the cell (4, 9, … on a square lattice) and moved as it learns
     heads: Count = 8  # groups of channels with sampling weights of their own
     learned: bool = True  # False: fixed places and equal weights; with heights=(0,) and places=1 plain projection (IPM)
 
@@ -43,8 +46,7 @@ class GroundView(OperationModule):
         self.points = len(config.heights) * config.places
         centres = grid.centres().flatten(0, 1)  # (A, 2)
         span = torch.tensor([grid.x[1] - grid.x[0], grid.y[1] - grid.y[0]], dtype=torch.float64)
-        spread = (torch.arange(config.places, dtype=torch.float64) + 0.5) / config.places - 0.5  # of a cell's side
-        places = grid.size * torch.stack([spread, spread], dim=-1)
+        places = grid.size * _spread(config.places)
         plane = (centres[:, None] + places).repeat(1, len(config.heights), 1)  # (A, P, 2)
         height = torch.tensor(config.heights, dtype=torch.float64).repeat_interleave(config.places)
         points = torch.cat([plane, height[:, None].expand(len(plane), -1, 1)], dim=-1)
@@ -58,6 +60,8 @@ class GroundView(OperationModule):
             for layer in (self.offset, self.weight):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
+            point, head = torch.arange(self.points)[:, None], torch.arange(config.heads)
+            self.weight.bias.data += _OWN_POINT * ((point - head) % min(self.points, config.heads) == 0).flatten()
         self.out = nn.Linear(in_channels, channels)
         self.smooth = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
@@ -109,3 +113,13 @@ class GroundView(OperationModule):
         else:
             weights = torch.exp(logits - logits.amax(dim=1, keepdim=True).detach()) * counts
         return weights / weights.sum((2, 3, 4), keepdim=True).clamp(min=1e-9)
+
+
+def _spread(places):
+    """(places, 2) float64, parts of a cell's side: a square lattice where their number is a square, else a diagonal."""
+    side = math.isqrt(places)
+    if side * side != places:
+        line = (torch.arange(places, dtype=torch.float64) + 0.5) / places - 0.5
+        return torch.stack([line, line], dim=-1)
+    line = (torch.arange(side, dtype=torch.float64) + 0.5) / side - 0.5
+    return torch.cartesian_prod(line, line)

@@ -55,6 +55,16 @@ def test_a_cell_looks_where_it_is_seen():
     assert not none[0].any() and not none[1].any()
 
 
+def test_places_form_a_lattice_and_each_head_begins_with_one_of_its_own():
+    view = GroundView(BevGrid((0.0, 2.0), (0.0, 1.0), 1.0), 4, 4, ViewConfig((0.0,), places=4, heads=4))
+    first = view.reference[0, :, :2]
+    assert {tuple(x) for x in first.tolist()} == {(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)}
+    weights = view.weight.bias.view(4, 4).softmax(dim=0)  # (points, heads)
+    assert (weights.diagonal() > 0.6).all()
+    two = GroundView(BevGrid((0.0, 2.0), (0.0, 1.0), 1.0), 4, 4, ViewConfig((0.0,), places=2, heads=4))
+    assert two.reference[0, :, :2].tolist() == [[0.25, 0.25], [0.75, 0.75]]
+
+
 def test_weights_sum_to_one_over_the_cameras_that_are_there():
     view = GroundView(SMALL.grid.features(), 4, 4, ViewConfig(heads=2))
     view.out.weight.data, view.out.bias.data = torch.eye(4), torch.zeros(4)
@@ -183,3 +193,13 @@ def test_what_a_source_does_not_know_has_no_gradient():
     assert not lanes[0, 1:].any() and lanes[0, 0].all() and (lanes[0, 0, 3:5] < 0).all()  # some line is there
     assert (lanes[0, 0, 9] < 0).all() and (lanes[0, 0, 12:] > 0).all()
     assert not road[0, 0].any() and road[0, 1:].all() and not heat[0, 2].any() and heat[0, :2].all()
+
+
+def test_a_class_that_is_not_there_does_not_count_in_dice():
+    grid = BevGrid((0.0, 4.0), (-2.0, 2.0), 0.2)
+    truth = truth_of(grid, torch.empty(0, 6))
+    truth.lanes[0, 2, 5] = 255
+    maps = [torch.randn(1, n, *grid.shape, requires_grad=True) for n in (9, 4, 3, 6)]
+    static_losses(HeadOutput(*maps), truth, grid, torch.ones(3))["lane_dice"].backward()
+    there = maps[0].grad[0].flatten(1).any(1)
+    assert there.tolist() == [place == 2 for place in range(9)]

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from ....modules.rig import RigFrame
-from ....modules.settings import Count, Positive, Share
+from ....modules.settings import Count, Positive, Share, Whole
 from ....modules.static_bev.history import ABSENT, check_intervals, microseconds
 from ....modules.static_bev.losses import StaticTruth
 from ....modules.static_bev.network import Observation, StaticBevConfig, StaticInput
@@ -26,6 +27,7 @@ class StaticDataConfig(DatasetConfig):
     line_width: Positive = 0.4  # metres, of lines as they are drawn; at most two label cells
     p_lost: Share = 0.0  # share of the training samples in which one camera, drawn by moment, is missing now
     sweeps: Count = 1  # LiDAR scans put together
+    remember: Whole = 0  # moments whose labels and, as they were drawn (`shift` …), images stay in memory
     cache: str = ""  # a folder for what the frozen part of the network makes of every moment; empty = none
 
 
@@ -110,6 +112,18 @@ class StaticSamples(DriveSamples):
         if model.fusion.reads_history:
             self.times = [[moment.timestamp for moment in drive] for drive in self.drives]
             check_intervals(model.history, self.times)
+        self._remember()
+
+    def _remember(self):
+        self.labels = lru_cache(maxsize=self.config.remember)(self._labels)
+        self._images = lru_cache(maxsize=self.config.remember)(self._read_images)
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name not in ("labels", "_images")}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._remember()
 
     def _locations(self):
         return {drive[0].location for drive in self.drives if len(drive)}
@@ -139,8 +153,8 @@ class StaticSamples(DriveSamples):
         return found
 
     def lost_camera(self, place: int) -> int:
-        """The camera that is the missing one of a moment, where one is missing at all."""
-        return int(np.random.default_rng((self.seed, place, 2)).integers(len(self.names)))
+        """The camera that is the missing one of a moment, where one is missing at all; the same for every seed."""
+        return int(np.random.default_rng((place, 2)).integers(len(self.names)))
 
     def read(self, place: int, rng: np.random.Generator) -> StaticBatch:
         view = {} if self.features is not None else self.draw_view(rng)
@@ -160,8 +174,8 @@ class StaticSamples(DriveSamples):
             [] if self.training else [ground], [now.token],
         )  # fmt: skip
 
-    def labels(self, place: int) -> tuple[GroundTruth, StaticTruth]:
-        """What is true of a moment, as lines and areas and as it is drawn."""
+    def _labels(self, place: int) -> tuple[GroundTruth, StaticTruth]:
+        """`labels`: what is true of a moment, as lines and areas and as it is drawn."""
         now = self.moment(place)
         ground = self.maps[now.location].around(now.world_T_ego, self.grid)
         return ground, labels_of(ground, self.grid, self.model.head, self.config.line_width)
@@ -182,14 +196,17 @@ class StaticSamples(DriveSamples):
             return empty, features, seen, visible, empty, frame
         images, points = empty, empty
         if self.model.use_cameras:
-            images = read_images(moment, augmentations)
-            images[~visible] = 0
+            images = self._images(place, tuple(view.items())).masked_fill(~visible[:, None, None, None], 0)
         if self.model.use_lidar:
             try:
                 points = moment.points(self.config.sweeps)
             except OSError as error:
                 raise BadFile(str(error.filename)) from error
         return images, empty, empty, visible, points, frame
+
+    def _read_images(self, place, view):
+        moment = self.moment(place)
+        return read_images(moment, self.augmentations(moment.rig, dict(view)))
 
     @staticmethod
     def _filled(rows):

@@ -22,6 +22,7 @@ class EvaluationConfig:
     iou_threshold: Share = 0.5  # probability from which on a cell counts as said; the best one has its own figure
     lost: tuple[str, ...] = ()  # cameras that are missing …
     lost_since: Literal["now", "start"] = "now"  # … at this moment only, so that the past has them, or all along
+    every: Count = 1  # judges one moment of so many; the past has them all
     constant_samples: Count = 256  # training samples whose mean map is the rival that sees nothing
     pictures: Whole = 0  # samples that each evaluation draws into the run's folder, on the first rank
     picture_steps: Whole = 0  # training draws the first sample of its batch every so many steps; 0 = never
@@ -75,7 +76,8 @@ class Said:
 class Streamer:
     """Runs a network over the batches of a loader that gives whole scenes in order.
 
-    A sample's past is what the same scene showed before. Cameras of `lost` are missing now; the past has them.
+    A sample's past is what the same scene showed before. Cameras of `lost` are missing now; the past has them. Of
+    `every` moments the first is judged, the others are remembered only.
 
     Args:
         model: in evaluation mode.
@@ -89,16 +91,28 @@ class Streamer:
             raise ValueError(f"evaluation.lost names {unknown[0]!r}; the rig has {', '.join(cameras)}")
         self.model, self.config, self.history = model, config, model.new_history()
         self.lost = [cameras.index(name) for name in config.lost]
+        self._moments = 0  # so far
 
     @torch.no_grad()
-    def __call__(self, batch: StaticWindow) -> list[Said]:
-        """What is said of each sample of a batch."""
+    def __call__(self, batch: StaticWindow) -> list[Said | None]:
+        """What is said of each sample of a batch; None where it isn't judged."""
+        judged = [not (self._moments + row) % self.config.every for row in range(len(batch.tokens))]
+        self._moments += len(judged)
+        reads = self.model.config.fusion.reads_history
+        if not reads and not any(judged):
+            return [None] * len(judged)
         whole = batch.features[-1] if batch.features else self.model.see(batch.observations[-1])
-        now = whole
-        if self.lost:
+        now, since_start = whole, self.config.lost_since == "start"
+        if self.lost and (since_start or any(judged)):
             now = self._without(batch)
-            whole = now if self.config.lost_since == "start" else whole
-        return [self._one(now, whole, batch.frames[-1].one(row), row) for row in range(len(batch.tokens))]
+            whole = now if since_start else whole
+        said = []
+        for row, here in enumerate(judged):
+            frame = batch.frames[-1].one(row)
+            said.append(self._one(now, frame, row) if here else None)
+            if reads:
+                self.history.push(whole[0][row : row + 1], frame)
+        return said
 
     def _without(self, batch):
         if batch.features or batch.observations[-1].images is None:
@@ -109,14 +123,10 @@ class Streamer:
         images = observation.images.masked_fill(~visible[:, :, None, None, None], 0)
         return self.model.see(type(observation)(images, observation.frame, visible, observation.points))
 
-    def _one(self, now, whole, frame, row):
-        rows = slice(row, row + 1)
-        present = tuple(x[rows] for x in now)
-        reads = self.model.config.fusion.reads_history
-        past = self.history.pick(frame, present[0]) if reads else None
+    def _one(self, now, frame, row):
+        present = tuple(x[row : row + 1] for x in now)
+        past = self.history.pick(frame, present[0]) if self.model.config.fusion.reads_history else None
         output, fused, found = self.model.fuse(present, frame, self.history)
-        if reads:
-            self.history.push(whole[0][rows], frame)
         maps = torch.cat([output.lanes, output.road], dim=1)[0].sigmoid()
         weights = fused.weights[0] if fused is not None and fused.weights is not None else None
         return Said(maps, self.model.head.decode(output)[0], weights, past, found)
@@ -140,7 +150,12 @@ class Measured:
 
 
 def measure(
-    model: StaticBev, loader, config: EvaluationConfig, cameras: tuple[str, ...], constant: torch.Tensor, look=None
+    model: StaticBev,
+    loader,
+    config: EvaluationConfig,
+    cameras: tuple[str, ...],
+    constant: torch.Tensor | None = None,
+    look=None,
 ) -> Measured:
     """Streams the batches of a loader through a network and counts.
 
@@ -149,16 +164,19 @@ def measure(
         loader: batches of whole scenes in order, on the device.
         config: see `EvaluationConfig`.
         cameras: the rig's names.
-        constant: (lanes + road, rows, columns), the rival that says the same of every sample.
+        constant: (lanes + road, rows, columns), the rival that says the same of every sample; None = there is none.
         look: called with (batch, row, said) of each sample.
     """
     own, rival = Metrics.of(model, config), Metrics.of(model, config)
     streamer, found = Streamer(model, cameras, config), []
     for batch in loader:
         for row, said in enumerate(streamer(batch)):
+            if said is None:
+                continue
             token, place = batch.tokens[row], (batch.truth, row, batch.ground[row])
             own.add(token, said.maps, said.instances, *place)
-            rival.add(token, constant.to(said.maps), None, *place)
+            if constant is not None:
+                rival.add(token, constant.to(said.maps), None, *place)
             found += [] if said.found is None else [said.found]
             if look is not None:
                 look(batch, row, said)

@@ -161,7 +161,7 @@ class StaticBevExperiment(Experiment):
         weights = checkpoint.digest(self.model.weights) if self.model.weights else f"seed {self.run.seed}"
         return dict(
             model=model, weights=weights, data=tables_digest(data.root, data.version), image_size=data.image_size,
-            sweeps=data.sweeps, split=[drive.name for drive in samples.drives], variants=variants, seed=self.run.seed,
+            sweeps=data.sweeps, split=[drive.name for drive in samples.drives], variants=variants,
         )  # fmt: skip
 
 

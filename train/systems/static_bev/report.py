@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from ...metrics.pooling import figure_text
 from .evaluate import Measured
 from .series import ANY, OTHER, RANGES
@@ -19,19 +21,60 @@ def report(measured: Measured) -> str:
 
 
 def comparison(cells: Mapping[tuple[str, str], Mapping[str, float]]) -> str:
-    """(run, lost cameras) → figures, as one table for each figure: a row for each loss, a column for each run."""
-    runs, losses = (list(dict.fromkeys(key[place] for key in cells)) for place in (0, 1))
+    """(run, lost cameras) → figures, as one table for each figure: a row for each loss, a column for each run.
+
+    Runs whose names differ in a number behind a dash, the seed, share a column: their mean ± standard deviation. With
+    two such columns of the same seeds a third has the second less the first, seed by seed. Behind several losses stands
+    their mean.
+    """
+    losses = list(dict.fromkeys(lost for _, lost in cells))
+    lost = [loss for loss in losses if loss != NO_LOSS]
+    rows = {loss: [loss] for loss in losses} | ({"mean of the losses": lost} if len(lost) > 1 else {})
+    kinds = _kinds(run for run, _ in cells)
     parts = []
     for name in _COMPARED:
-        rival = f"constant/{name}"
-        beside = [rival] if any(rival in figures for figures in cells.values()) else []
-        rows = [["camera lost now", *runs, *(["mean map"] if beside else [])]]
-        for loss in losses:
-            values = [cells[run, loss].get(name) for run in runs]
-            values += [cells[runs[0], loss].get(each) for each in beside]
-            rows.append([loss, *map(figure_text, values)])
-        parts += [f"### {name}", _table(rows)]
+        values = {
+            (run, row): _mean([cells[run, loss].get(name) for loss in members])
+            for run in dict.fromkeys(run for run, _ in cells)
+            for row, members in rows.items()
+        }
+        rival = [figures.get(f"constant/{name}") for figures in cells.values()]
+        rival = [value for value in rival if value is not None][:1]
+        heads = [*kinds, *(["mean map"] if rival else [])]
+        pair = [runs for runs in kinds.values() if len(runs) > 1]
+        pair = pair if len(pair) == 2 and [*pair[0]] == [*pair[1]] else None
+        table = [["camera lost now", *heads, *(["difference"] if pair else [])]]
+        for row in rows:
+            texts = [_spread([values[run, row] for run in runs.values()]) for runs in kinds.values()]
+            texts += [figure_text(value) for value in rival]
+            if pair:
+                both = [(values[pair[0][seed], row], values[pair[1][seed], row]) for seed in pair[0]]
+                texts.append(_spread([None if None in two else two[1] - two[0] for two in both], "+.4f"))
+            table.append([row, *texts])
+        parts += [f"### {name}", _table(table)]
     return "\n\n".join(parts) + "\n"
+
+
+def _kinds(runs):
+    """Name without the seed → seed → name of the run, in order."""
+    kinds = {}
+    for run in runs:
+        kind, dash, seed = run.rpartition("-")
+        numbered = dash and seed.isdecimal()
+        kinds.setdefault(kind if numbered else run, {})[seed if numbered else ""] = run
+    return kinds
+
+
+def _mean(values):
+    return None if None in values else float(np.mean(values))
+
+
+def _spread(values, form=".4f"):
+    """The value, or of several the mean ± standard deviation."""
+    if None in values:
+        return figure_text(None)
+    text = figure_text(float(np.mean(values)), form)
+    return f"{text} ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else text
 
 
 def _areas(figures):

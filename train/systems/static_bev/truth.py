@@ -11,6 +11,7 @@ What a source does not know is marked as such, so that it is not learned as back
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +106,8 @@ class StaticMap:
         beside = path.parent.with_name("markings") / path.name
         if not path.is_file():
             raise FileNotFoundError(f"no map of {location}: {path} (nuScenes' map expansion)")
-        try:
-            markings = json.loads(beside.read_text()) if beside.is_file() else None
-            return cls(json.loads(path.read_text()), markings, head)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        files = tuple((each, each.stat().st_mtime_ns) for each in (path, beside) if each.is_file())
+        return _read_map(files, tuple(head.lanes), tuple(head.road), tuple(head.instances))
 
     def around(self, world_T_ego: torch.Tensor, grid: BevGrid) -> GroundTruth:
         """What lies on a grid round a pose (4, 4); of its rotation only the yaw counts."""
@@ -193,6 +191,16 @@ class StaticMap:
                 for row in markings[layer]:
                     self._instances.append((self.head.instances.index(name), *row["size"], row["yaw"]))
                     self._add(shapely.Point(row["center"]), _INSTANCE, len(self._instances) - 1)
+
+
+@lru_cache(maxsize=8)
+def _read_map(files, lanes, road, instances):
+    """A map of one or two files with their times; read once for training, validation and every run that is compared."""
+    try:
+        expansion, markings = ([json.loads(path.read_text()) for path, _ in files] + [None])[:2]
+        return StaticMap(expansion, markings, HeadConfig(lanes, road, instances))
+    except ValueError as error:
+        raise ValueError(f"{files[0][0]}: {error}") from error
 
 
 def labels_of(truth: GroundTruth, grid: BevGrid, head: HeadConfig, width: float) -> StaticTruth:

@@ -11,15 +11,17 @@ import torch
 
 from rigfuse.modules.lidar.second import LidarConfig
 from rigfuse.modules.poses import rigid, rotation_z
-from rigfuse.modules.static_bev.grid import BevGrid
+from rigfuse.modules.static_bev.grid import BevGrid, GridConfig
 from rigfuse.modules.static_bev.head import HeadConfig
 from rigfuse.train import main as program
 from rigfuse.train.config import check
 from rigfuse.train.data import open_drives
+from rigfuse.train.data.dataset import read_images
 from rigfuse.train.distributed import World
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.static_bev import data
 from rigfuse.train.systems.static_bev.evaluate import Streamer, measure
+from rigfuse.train.systems.static_bev.report import NO_LOSS, comparison
 from rigfuse.train.systems.static_bev.truth import StaticMap, labels_of
 from rigfuse.train.tools import report_static_bev
 from rigfuse.train.trainer import Trainer
@@ -33,11 +35,11 @@ def settings(step, world, weights=None):
     made = experiment(f"static_bev_step{step}_tiny")
     model, data, run = made.model, made.data, made.run
     data.root, data.image_size, data.p_lost = str(world), (32, 64), 1.0
-    model.grid.x, model.grid.y, model.grid.upsample = (-6.4, 12.8), (-6.4, 6.4), 2
+    model.grid = GridConfig((-6.4, 12.8), (-6.4, 6.4), cell=0.8, upsample=2)
     model.channels, model.image_channels, model.head.channels = 8, 8, 8
     model.history.intervals, model.weights = INTERVALS, weights
     made.loader.batch_size, run.epochs, run.log_steps, run.tensorboard = 1, 1, 1, False
-    made.evaluation.constant_samples = 2
+    made.evaluation.constant_samples, made.evaluation.every, data.remember = 2, 1, 0
     return made
 
 
@@ -142,14 +144,44 @@ def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path
     drawn = sorted(path.name for path in (folder / "pictures").iterdir())
     assert len(drawn) == 2 and drawn[-1] == "training-00000000.png"
     out = tmp_path / "report"
-    assert report_static_bev.main([str(folder), "--lose", "CAM_FRONT", "--pictures", "1", "--out", str(out)]) == 0
+    options = ["--lose", "CAM_FRONT", "--pictures", "1", "--untrained", "--out", str(out)]
+    assert report_static_bev.main([str(folder), *options]) == 0
     text, rows = (out / "report.md").read_text(), json.loads((out / "figures.json").read_text())
-    assert [row["lost"] for row in rows] == ["no loss", "CAM_FRONT"] and len(list(out.glob("run-*.png"))) == 1
-    assert rows[0]["figures"]["iou_best"] == pytest.approx(figures["iou_best"], abs=0.02)
+    assert [row["lost"] for row in rows] == 2 * ["no loss", "CAM_FRONT"] and len(list(out.glob("run-*.png"))) == 1
+    assert [row["run"] for row in rows] == ["untrained", "untrained", "run", "run"]
+    assert rows[2]["figures"]["iou_best"] == pytest.approx(figures["iou_best"], abs=0.02)
     assert "### far; recall" in text and "| WideSolidLine | 0 | n/a |" in text and "| CAM_FRONT | " in text
     cached.optim.freeze_until = {"cameras": 10**6}
     with pytest.raises(ValueError, match="data.cache needs view frozen for all 3 steps"):
         cached.build_data()
+
+
+def test_what_is_remembered_is_read_once_and_the_same(small_world, monkeypatch):
+    made = settings(1, small_world)
+    made.data.shift = False
+    plain = made.build_data()[0]
+    made.data.remember, reads = 3, []
+    kept = made.build_data()[0]
+    monkeypatch.setattr(data, "labels_of", lambda *given: reads.append(None) or labels_of(*given))
+    monkeypatch.setattr(data, "read_images", lambda *given: reads.append(None) or read_images(*given))
+    for epoch in range(2):
+        one, other = plain[epoch, 1], kept[epoch, 1]
+        assert torch.equal(one.images, other.images) and torch.equal(one.truth.road, other.truth.road)
+        assert not one.visible.all() and torch.equal(one.visible, other.visible)
+    assert len(reads) == 4 + 2
+
+
+def test_seeds_share_a_column_of_the_comparison():
+    cells = {}
+    for seed, (without, past) in enumerate(((0.1, 0.2), (0.3, 0.6))):
+        for lost, off in ((NO_LOSS, 0.0), ("CAM_FRONT", 0.1), ("CAM_BACK", 0.3)):
+            cells[f"without-{seed}", lost] = {"iou": without - off, "constant/iou": 0.05}
+            cells[f"with-{seed}", lost] = {"iou": past - off}
+    cells["untrained", NO_LOSS] = cells["untrained", "CAM_FRONT"] = cells["untrained", "CAM_BACK"] = {"iou": 0.01}
+    text = comparison(cells)
+    assert "| camera lost now | without | with | untrained | mean map | difference |" in text
+    assert "| no loss | 0.2000 ± 0.1414 | 0.4000 ± 0.2828 | 0.0100 | 0.0500 | +0.2000 ± 0.1414 |" in text
+    assert "| mean of the losses | 0.0000 ± 0.1414 | 0.2000 ± 0.2828 | 0.0100 | 0.0500 | +0.2000 ± 0.1414 |" in text
 
 
 def test_lidar_alone_trains_in_bfloat16(small_world):
@@ -181,6 +213,8 @@ def test_a_lost_camera_is_lost_now_or_from_the_start(small_world, step1):
     whole, now, since = maps(), maps(lost=lost), maps(lost=lost, lost_since="start")
     assert torch.equal(now[0], since[0]) and not torch.equal(now[0], whole[0])  # the first moment has no past
     assert not torch.equal(now[2], since[2])
+    some = Streamer(model, validation.names, replace(made.evaluation, lost=lost, every=2))(batch)
+    assert some[1] is None and torch.equal(some[2].maps, now[2])  # what is not judged is remembered
     with pytest.raises(ValueError, match="evaluation.lost names 'CAM_TOP'; the rig has CAM_FRONT, "):
         maps(lost=("CAM_TOP",))
 
@@ -202,7 +236,7 @@ REFUSALS = {  # options, with STEP1 for a checkpoint and OTHER for a file that i
         (MATCHED, "model.weights=none", "optim.freeze_until={'camera': 5}"),
         "the pattern 'camera' matches no parameter; did you mean 'cameras'",
     ),
-    "width": (("data.line_width=0.5",), "data.line_width is 0.5, needs at most 0.4, two cells of the labels"),
+    "width": (("data.line_width=0.6",), "data.line_width is 0.6, needs at most 0.5, two cells of the labels"),
 }
 
 
