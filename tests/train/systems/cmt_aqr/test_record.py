@@ -80,7 +80,7 @@ def test_boxes_count_whatever_their_class(small_world):
         """Of the truth, moved along x, each box said for two classes, below some that are far from everything."""
         found = {}
         for place, boxes in enumerate(truth):
-            said = boxes.nan_to_num().repeat(2, 1)
+            said = boxes.nan_to_num().repeat_interleave(2, 0)
             said[:, 0] += move
             far = torch.zeros(wrong, 9)
             far[:, 0], far[:, 1] = torch.arange(wrong) * 0.01, -48.0  # the truth is within 38.4 m
