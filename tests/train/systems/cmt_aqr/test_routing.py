@@ -34,7 +34,7 @@ def run(small_world, tmp_path_factory):
     settings.model.queries, settings.data.root = 40, str(small_world)
     model = settings.build_model().eval()
     for layer in (model.aqr_weight_generator.value, model.aqr_weight_generator.out, model.aqr_weight_generator.last):
-        nn.init.normal_(layer.weight, std=0.4)
+        nn.init.normal_(layer.weight, std=0.6)
     model.shared_conv[
         1
     ].weight.data *= 3000  # or what an untrained network makes of the points would be next to nothing
