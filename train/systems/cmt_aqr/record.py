@@ -5,6 +5,7 @@ without LiDAR, and with each camera black in turn. Beside them stand two baselin
 same network untrained, and the boxes of the training split by heart.
 """
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -12,9 +13,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ....modules.detection.boxes import DETECTION_CLASSES, Detections, decode
+from ....modules.detection.boxes import DETECTION_CLASSES, Detections, decode, move_boxes
 from ...claims import FAILS, HOLDS, UNSURE
 from ...data.splits import drives_of_splits, split_names
 from ...metrics.detection import evaluate_detection
@@ -26,6 +28,9 @@ from .routing import BINS, BOTH, DISTANCES, INPUTS
 SMALL = ("bicycle", "motorcycle", "pedestrian", "traffic_cone")  # the objects that feature modulation loses first
 SEEDS = 3  # of each configuration, below which there is no verdict
 MATCHED, SURE = 2.0, 0.2  # metres and score of a box that counts as found, by distance
+ANY_CLASS, REACH = (1.0, 2.0, 4.0), 50.0  # metres: of a hit whatever the class, and from the ego, how far objects count
+ANY_FIGURES = tuple(f"any class within {metres:g} m" for metres in ANY_CLASS)
+_EVERYWHERE = (-1e4, -1e4, -1e4, 1e4, 1e4, 1e4)  # metres
 _CELL = 2.0  # metres: boxes of the training split within it are one place
 
 Found = dict[str, Detections]  # sample token → its detections, in the reference ego frame
@@ -40,23 +45,27 @@ def sections(runs: Sequence[Run], folder: Path, options: RecordOptions) -> list[
     training, validation = (
         DetectionSamples(drives, settings.data, False) for drives in drives_of_splits(settings.data)
     )
-    cameras = validation.moment(0).rig.names
-    scores = {name: [_evaluate_run(run, validation, cameras, options) for run in own] for name, own in groups.items()}
+    scores = {name: [_evaluate_run(run, validation, options) for run in own] for name, own in groups.items()}
     baselines = {
         "untrained": [_score(detect(_untrained(settings), settings, validation)[BOTH], settings, validation)],
         "by heart": [_score(by_heart(training, validation), settings, validation)],
     }
+    runs_by_name = {run.folder.name: own for name in groups for run, own in zip(groups[name], scores[name])}
+    plain = {name: own[0] for name, own in baselines.items()}
+    (folder / "detection.json").write_text(json.dumps(dict(baselines=plain, runs=runs_by_name), indent=1) + "\n")
+    rows = [*(f"AP/{name}" for name in DETECTION_CLASSES), "small", *ANY_FIGURES, "mAP", "NDS", *BINS]
     tables = baselines | {name: [run[BOTH] for run in own] for name, own in scores.items()}
     return [
         "## Detection: by class and by distance\n",
         f"By distance: the share of objects with a box of their class within {MATCHED:g} m that scores {SURE:g} or "
-        "more. `small` is the mean AP of bicycle, motorcycle, pedestrian and traffic cone. Baselines: the network "
-        "untrained, and the boxes of the training split by heart.\n",
-        markdown(_table(tables, [*(f"AP/{name}" for name in DETECTION_CLASSES), "small", "mAP", "NDS", *BINS])),
+        "more. `small` is the mean AP of bicycle, motorcycle, pedestrian and traffic cone; `any class` is average "
+        f"precision whatever the class, up to {REACH:g} m from the ego. Baselines: the network untrained, and the "
+        "boxes of the training split by heart.\n",
+        markdown(_table(tables, rows)),
         "## Detection: what a lost sensor costs (mAP)\n",
         markdown([["input", *scores]] + [
             [name, *(spread([run[name]["mAP"] for run in own]) for own in scores.values())]
-            for name in inputs(cameras)
+            for name in inputs(_cameras(validation))
         ]),
         "## Routing: verdicts\n",
         markdown(verdicts(scores)),
@@ -87,13 +96,17 @@ def exceeds(now: Sequence[float], limit: Sequence[float]) -> str:
     return HOLDS if difference > noise else FAILS if difference < -noise else UNSURE
 
 
-def _evaluate_run(run, validation, cameras, options):
+def _evaluate_run(run, validation, options):
     """Input → figures of a run's best checkpoint."""
     settings, model = run.settings, run.saved.build_model(options.device)
     options.progress(f"{run.folder.name}: detecting")
-    found = detect(model, settings, validation, inputs(cameras))
+    found = detect(model, settings, validation, inputs(_cameras(validation)))
     options.progress(f"{run.folder.name}: scoring")
     return {name: _score(own, settings, validation) for name, own in found.items()}
+
+
+def _cameras(samples):
+    return samples.moment(0).rig.names
 
 
 def inputs(cameras: Sequence[str]) -> dict[str, Callable[[DetectionBatch], DetectionBatch]]:
@@ -120,9 +133,16 @@ def detect(
     device, found = next(model.parameters()).device, {name: {} for name in changes}
     for index in range(len(samples)):
         item = settings.collate([samples[0, index]])
+        whole = item.to(device)
+        bev, views = model.bev_map(whole.points), model.camera_maps(whole.images)
         for name, change in changes.items():
-            batch = change(item).to(device)
-            found[name] |= zip(batch.tokens, in_ego(decode(model(batch).predictions), batch))
+            changed = change(item)
+            batch = changed.to(device)
+            # a sensor that stays as it is has the same map
+            own_bev = bev if changed.points is item.points else model.bev_map(batch.points)
+            own_views = views if changed.images is item.images else model.camera_maps(batch.images)
+            output = model.decide(own_bev, own_views, batch)
+            found[name] |= zip(batch.tokens, in_ego(decode(output.predictions), batch))
     return found
 
 
@@ -148,15 +168,18 @@ def by_heart(training: DetectionSamples, validation: DetectionSamples) -> Found:
 
 def _truth(samples, place) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """Boxes and labels of a sample in the reference ego frame."""
-    item = samples[0, place].to("cpu")
-    (boxes,) = in_ego([Detections(item.boxes[0], torch.ones(len(item.boxes[0])), item.labels[0])], item)
-    return boxes.boxes, boxes.labels
+    moment = samples.moment(place)
+    boxes, labels = samples.targets(moment)
+    return move_boxes(boxes, samples.ego_T_frame(moment)), labels
 
 
 def _score(found, settings, validation):
-    """The official figures, the mean AP of small objects, and the share found by distance."""
+    """The official figures, the mean AP of small objects, that of boxes whatever their class, and the share found by
+    distance. Objects beyond the range that the network sees are missed."""
+    validation = DetectionSamples(validation.drives, replace(settings.data, point_range=_EVERYWHERE), False)
     figures = evaluate_detection(found, settings.data.root, settings.data.version, split_names(settings.data)[1])
     figures["small"] = sum(figures[f"AP/{name}"] for name in SMALL) / len(SMALL)
+    figures |= any_class(found, validation)
     hits, objects = torch.zeros(len(BINS)), torch.zeros(len(BINS))
     for place in range(len(validation.places)):
         boxes, labels = _truth(validation, place)
@@ -170,6 +193,59 @@ def _score(found, settings, validation):
         hits, objects = hits.index_add(0, where, hit), objects.index_add(0, where, torch.ones(len(boxes)))
     figures |= {name: float(h / n) if n else math.nan for name, h, n in zip(BINS, hits, objects)}
     return figures
+
+
+def any_class(found: Found, samples: DetectionSamples) -> dict[str, float]:
+    """Average precision of boxes whatever their class, one of `ANY_FIGURES` for each of `ANY_CLASS`.
+
+    Boxes of a sample and true ones are paired by the distance of their centres on the ground, the best score first,
+    each with the nearest that is free; both count within `REACH` of the ego. Of the boxes that a query says for
+    several classes only the best counts.
+    """
+    scores, hits, objects = [], {metres: [] for metres in ANY_CLASS}, 0
+    for place in range(len(samples.places)):
+        true = _near_ego(_truth(samples, place)[0])
+        objects += len(true)
+        said = found.get(samples.moment(place).token)
+        if said is None:
+            continue
+        places, first = said.boxes[:, :2].cpu(), {}
+        for index, where in enumerate(places.tolist()):  # best first
+            first.setdefault(tuple(where), index)
+        own = [index for index in first.values() if places[index].norm() < REACH]
+        scores += said.scores[own].tolist()
+        apart = torch.cdist(places[own].double(), true[:, :2].double())
+        for metres, hit in hits.items():
+            hit += _greedy(apart, metres)
+    order = np.argsort(-np.array(scores), kind="stable")
+    return {
+        name: _average_precision(np.array(hit, dtype=bool)[order], objects)
+        for name, hit in zip(ANY_FIGURES, hits.values())
+    }
+
+
+def _near_ego(boxes):
+    return boxes[boxes[:, :2].norm(dim=1) < REACH]
+
+
+def _greedy(apart, metres):
+    """Whether each row of distances (N, G), best first, gets the nearest free column, closer than so many metres."""
+    free, hits = apart.clone(), []
+    for row in free:
+        hit = row.numel() > 0 and float(row.min()) < metres
+        if hit:
+            free[:, row.argmin()] = math.inf
+        hits.append(hit)
+    return hits
+
+
+def _average_precision(hits, objects):
+    """The area under the envelope of precision over recall, of hits (N,) bool, the best score first."""
+    if not objects or not len(hits):
+        return 0.0
+    right = hits.cumsum()
+    precision = np.maximum.accumulate((right / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    return float((precision * hits).sum() / objects)
 
 
 def _table(columns, names):

@@ -1,11 +1,12 @@
 """The record of detectors: what stands in it, the baselines that look at nothing, and when there is a verdict."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from rigfuse.modules.detection.boxes import DETECTION_CLASSES
+from rigfuse.modules.detection.boxes import DETECTION_CLASSES, Detections
 from rigfuse.train import checkpoint
 from rigfuse.train.config import to_dict
 from rigfuse.train.data.splits import drives_of_splits
@@ -50,6 +51,7 @@ def test_the_sections_of_two_runs(small_world, tmp_path, monkeypatch):
     assert len(seen) == 2 * 4 + 2 and all(len(found) == 3 for found in seen)
     whole, blind, deaf, front, *_ = ([x.boxes for x in found.values()] for found in seen)
     assert not any(torch.equal(a, b) for other in (blind, deaf, front) for a, b in zip(whole, other))
+    assert set(json.loads((tmp_path / "detection.json").read_text())["runs"]) == {"cmt", "cmt_aqr"}
     assert "| no image | 0.020 | 0.060 |" in text and "| no CAM_BACK |" not in text
 
 
@@ -66,6 +68,33 @@ def test_the_boxes_of_training_by_heart(small_world):
         item = training[0, place]
         near = torch.cdist(item.boxes[0][:, :2], said.boxes[:, :2]) < 3
         assert (near & (item.labels[0][:, None] == said.labels)).any(1).all()
+
+
+def test_boxes_count_whatever_their_class(small_world):
+    data = experiment(f"cmt_{TINY}").data
+    data.root = str(small_world)
+    samples = DetectionSamples(drives_of_splits(data)[1], data, False)
+    truth = [samples.targets(samples.moment(place))[0] for place in range(len(samples.places))]
+
+    def ap(move=0.0, wrong=0):
+        """Of the truth, moved along x, each box said for two classes, below some that are far from everything."""
+        found = {}
+        for place, boxes in enumerate(truth):
+            said = boxes.nan_to_num().repeat_interleave(2, 0)
+            said[:, 0] += move
+            far = torch.zeros(wrong, 9)
+            far[:, 0], far[:, 1] = torch.arange(wrong) * 0.01, -48.0  # the truth is within 38.4 m
+            scores = torch.cat([torch.full((wrong,), 0.9), torch.linspace(0.8, 0.1, len(said))])
+            labels = torch.zeros(wrong + len(said), dtype=torch.int64)
+            found[samples.moment(place).token] = Detections(torch.cat([far, said]), scores, labels)
+        return list(record.any_class(found, samples).values())
+
+    objects = sum(len(boxes) for boxes in truth)
+    assert objects > 3 and ap() == [1.0, 1.0, 1.0]
+    near, wide = ap(move=1.5)[0], ap(move=1.5)[1]
+    assert near < 0.5 and wide > 0.9
+    assert all(value < 0.8 for value in ap(wrong=objects))
+    assert list(record.any_class({}, samples).values()) == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

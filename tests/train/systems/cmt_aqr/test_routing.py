@@ -34,13 +34,14 @@ def run(small_world, tmp_path_factory):
     settings.model.queries, settings.data.root = 40, str(small_world)
     model = settings.build_model().eval()
     for layer in (model.aqr_weight_generator.value, model.aqr_weight_generator.out, model.aqr_weight_generator.last):
-        nn.init.normal_(layer.weight, std=0.4)
+        nn.init.normal_(layer.weight, std=0.6)
     model.shared_conv[
         1
     ].weight.data *= 3000  # or what an untrained network makes of the points would be next to nothing
     metres = torch.tensor([3.0 + 5 * (index % 10) for index in range(40)]).clamp(max=25 * 2**0.5)
     place = torch.stack([metres / 2**0.5, metres / 2**0.5, torch.zeros(40)], dim=1)
-    model.reference_points.data = (place + torch.tensor([25.6, 25.6, 3.0])) / torch.tensor([51.2, 51.2, 8.0])
+    low, high = torch.tensor(settings.data.point_range).view(2, 3)
+    model.reference_points.data = (place - low) / (high - low)
     model.attention_bias_generator.bias_scale.data.fill_(2.75)
     classes, batch = model.task_heads.tasks["logits"], settings.collate([settings.build_data()[1][0, 0]])
     with torch.no_grad():
