@@ -1,5 +1,7 @@
 """Tile sizes and warps, as pure functions of the architecture and the shapes."""
 
+from ..runtime.launch import more_registers
+
 _PROGRAMS = 1024  # enough for every multiprocessor of today's GPUs; fewer anchors share their samples out
 
 
@@ -22,9 +24,7 @@ def backward_samples(architecture: str, groups: int, channels: int, channels_las
     block_k = _power(channels, 128)
     num_warps = 2 if _wide_warps(architecture) else 4 if channels_last else 8
     config = dict(BLOCK_E=64, BLOCK_G=_power(groups, max(1, 256 // block_k)), BLOCK_K=block_k, num_warps=num_warps)
-    if architecture.startswith("sm_") and not channels_last:
-        config["maxnreg"] = 128  # or the ptxas of triton 3.6 keeps to 80 and spills
-    return config
+    return config if channels_last else config | more_registers(architecture, 128)
 
 
 def backward_maps(architecture: str, channels: int) -> dict[str, int]:

@@ -5,6 +5,8 @@
 
 import torch
 
+from ..runtime.launch import more_registers
+
 
 def _channel_block(channels: int, largest: int) -> int:
     return min(largest, max(16, 1 << (channels - 1).bit_length()))
@@ -32,10 +34,7 @@ def backward_target(architecture: str, channels: int, channels_last: bool, dtype
     if dtype == torch.float64:
         return dict(TILE_H=8, TILE_W=8, BLOCK_C=16, num_warps=4)
     if not channels_last:
-        config = dict(TILE_H=4, TILE_W=8, BLOCK_C=16, num_warps=4)
-        if architecture.startswith("sm_"):
-            config["maxnreg"] = 200  # or the ptxas of triton 3.6 keeps to 168 and spills
-        return config
+        return dict(TILE_H=4, TILE_W=8, BLOCK_C=16, num_warps=4, **more_registers(architecture, 200))
     num_warps = 4 if architecture.startswith("gfx") else 8  # a warp of 64 lanes there
     return dict(TILE_H=4, TILE_W=8, BLOCK_C=_channel_block(channels, 64), num_warps=num_warps)
 

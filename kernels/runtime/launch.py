@@ -4,6 +4,7 @@ A kernel takes a tensor as a named tuple: its pointer and its strides by name. A
 """
 
 from functools import cache
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,14 @@ def architecture(device: torch.device) -> str:
     if torch.version.hip:
         return properties.gcnArchName.split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
+
+
+@cache
+def more_registers(architecture: str, most: int) -> dict[str, int]:
+    """Returns the launch option that lets a thread take `most` registers, for triton 3.6, whose assembler by itself
+    keeps to fewer on an NVIDIA GPU and spills; nothing for later versions, which need no telling."""
+    needed = architecture.startswith("sm_") and version("triton").startswith("3.6.")
+    return dict(maxnreg=most) if needed else {}
 
 
 @cache
