@@ -20,8 +20,9 @@ class UsualMaps(nn.Module):
     def __init__(self, scales: int, cameras: int, channels: int, grid: tuple[int, int]):
         super().__init__()
         self.scales = scales
-        # (scales · V, C, *grid): four axes, so that it can be channels_last.
-        self.register_buffer("means", torch.zeros(scales * cameras, channels, *grid))
+        # (scales · V, C, *grid), in the memory format of the maps that they are taken from
+        means = torch.zeros(scales * cameras, channels, *grid).contiguous(memory_format=torch.channels_last)
+        self.register_buffer("means", means)
         self.register_buffer("counted", torch.zeros((), dtype=torch.int64))  # batches that the means are of
 
     @torch.no_grad()
