@@ -107,7 +107,7 @@ def test_motion_that_goes_on():
 
 @pytest.mark.parametrize("source, training, evaluation", [("none", 0, 0), ("ground_truth", 1, 0), ("predicted", 1, 1)])
 def test_who_guides_stage_3(source, training, evaluation):
-    model, batch = cascade(), window()
+    model, batch = cascade("completion_v2_planning_tiny"), window()
     model.trajectory_source, model.trajectory_dropout = source, 0.0
     for mode, guided in ((True, training), (False, evaluation)):
         assert (model.train(mode)(batch, drop=["CAM_FRONT"]).importance is not None) == bool(guided)
@@ -125,7 +125,7 @@ def test_who_guides_stage_3(source, training, evaluation):
 
 def test_stage_2_fills_what_has_no_history_at_inference_unless_it_is_left_out_there():
     batch = window(1)
-    for name, fills in (("completion_v2_vae_in_training_tiny", False), ("completion_v2_tiny", True)):
+    for name, fills in (("completion_v2_documents_tiny", False), ("completion_v2_tiny", True)):
         model = cascade(name)
         model.planning = None
         output = model(batch, drop=["CAM_BACK"])
