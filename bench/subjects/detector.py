@@ -71,7 +71,7 @@ CASES = {
     for case in (
         DetectorCase("documents", "320×800, 1024×1024×40 voxels", _FULL, (320, 800), 51.2, 900, 250_000, 2),
         DetectorCase("small", "the same networks, 64×160, 256×256×40 voxels", _FULL, (64, 160), 12.8, 200, 10_000, 1),
-        DetectorCase("tiny", "to try the command", f"{_FULL}_tiny", (96, 160), 25.6, 100, 3_000, 1),
+        DetectorCase("tiny", "to try the command", f"{_FULL}_tiny", (96, 160), 38.4, 150, 3_000, 1),
     )
 }
 
