@@ -5,8 +5,8 @@ from functools import partial
 import torch
 
 
-def assert_within_budget(actual, exact, plain, *, draws=(), what=""):
-    """`actual` errs at most twice as much as plain PyTorch in the same dtype, plus rounding of the largest value.
+def assert_within_budget(actual, exact, plain, *, draws=(), roundings=1, what=""):
+    """`actual` errs at most twice as much as plain PyTorch in the same dtype, plus `roundings` of the largest value.
 
     actual: the result under test. exact: the same in float64 from an independent formulation. plain: the same from
     PyTorch in `actual`'s dtype. draws: pairs of exact and plain on other inputs of the same kind; the largest of a few
@@ -22,7 +22,7 @@ def assert_within_budget(actual, exact, plain, *, draws=(), what=""):
     plain_error = (plain.double()[finite] - exact).abs().max()
     for other_exact, other_plain in draws:
         plain_error = plain_error.maximum((other_plain.double() - other_exact.double()).abs().max())
-    budget = 2 * (plain_error + torch.finfo(actual.dtype).eps * exact.abs().max())
+    budget = 2 * (plain_error + roundings * torch.finfo(actual.dtype).eps * exact.abs().max())
     assert bool(error <= budget), (
         f"{what}: error {error:.3e} exceeds the budget {budget:.3e} (plain: {plain_error:.3e})"
     )
@@ -61,7 +61,8 @@ def assert_as_exact_as_the_definition(call, inputs, grad, backend, *, names=None
             )  # fmt: skip
         elif one.ndim == 0 and one.dtype == actual[number - 1].dtype:
             results = [(group[number - 1].flatten(), group[number][None]) for group in (actual, exact, plain)]
-            assert_within_budget(*(torch.cat(pair) for pair in results), what=what)
+            # how near a sum of many comes to the truth hangs on its order, which is the processor's
+            assert_within_budget(*(torch.cat(pair) for pair in results), roundings=4, what=what)
         elif one.ndim == 0:
             eps = torch.finfo(inputs[0].dtype).eps
             torch.testing.assert_close(one.double(), true.double(), rtol=50 * eps, atol=1e-5)
