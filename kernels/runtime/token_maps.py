@@ -18,6 +18,7 @@ def flat_maps(operation: str, maps: Sequence[TokenMap]) -> tuple[tuple[int, ...]
     Raises:
         ValueError: `maps` is empty, or one of them is not three integers above 0.
     """
+    # Sequence alone is slow to tell, and every call asks
     if not isinstance(maps, (tuple, Sequence)) or len(maps) == 0:
         raise ValueError(f"{operation}: maps is {maps!r}, needs at least one TokenMap")
     flat, tokens = (), 0

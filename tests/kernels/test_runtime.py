@@ -9,6 +9,7 @@ import torch
 
 from rigfuse.kernels import BackendError, gated_fusion
 from rigfuse.kernels.runtime import backends, operation
+from rigfuse.kernels.runtime import launch as launching
 from rigfuse.kernels.runtime import nvtx as ranges
 from rigfuse.kernels.runtime.backends import choose_backend
 from support.operations import EXAMPLES, run
@@ -128,3 +129,12 @@ def test_an_interpreter_that_cannot_run_says_so_in_one_line(no_preference, monke
     assert choose_backend(None, CPU) == "torch"
     versions["triton"] = "3.7.0"
     assert backends.interpreter_fault() is None
+
+
+@pytest.mark.parametrize(
+    "version, architecture, told",
+    [("3.6.0", "sm_90", True), ("3.6.0", "gfx942", False), ("3.6.0", "interpreter", False), ("3.7.1", "sm_90", False)],
+)
+def test_only_triton_3_6_is_told_how_many_registers_a_thread_may_take(version, architecture, told, monkeypatch):
+    monkeypatch.setattr(launching, "version", lambda package: version)
+    assert launching.more_registers.__wrapped__(architecture, 128) == (dict(maxnreg=128) if told else {})
