@@ -145,6 +145,12 @@ def average_precision(results, threshold, total):
         return None
     scores = np.concatenate([scores for scores, *_ in results])
     right = np.concatenate([_right(*result[:3], threshold) for result in results])
+    return ranked_precision(scores, right, total)
+
+
+def ranked_precision(scores, right, total: int) -> float:
+    """Average precision of results by their scores (P,) and whether each is right (P,) bool, where `total` ≥ 1 are to
+    be found: the area under the envelope of precision over recall."""
     right = right[np.argsort(-scores, kind="stable")]
     recall = np.concatenate([[0.0], right.cumsum() / total])
     precision = right.cumsum() / np.arange(1, len(right) + 1)

@@ -20,6 +20,7 @@ from ....modules.detection.boxes import DETECTION_CLASSES, Detections, decode, m
 from ...claims import FAILS, HOLDS, UNSURE
 from ...data.splits import drives_of_splits, split_names
 from ...metrics.detection import evaluate_detection
+from ...metrics.map import ranked_precision
 from ...record import RecordOptions, Run, by_config, markdown, spread
 from .data import DetectionBatch, DetectionSamples
 from .experiment import DetectionExperiment, in_ego
@@ -217,9 +218,11 @@ def any_class(found: Found, samples: DetectionSamples) -> dict[str, float]:
         apart = torch.cdist(places[own].double(), true[:, :2].double())
         for metres, hit in hits.items():
             hit += _greedy(apart, metres)
-    order = np.argsort(-np.array(scores), kind="stable")
+    if not objects:
+        return dict.fromkeys(ANY_FIGURES, 0.0)
+    scores = np.array(scores)
     return {
-        name: _average_precision(np.array(hit, dtype=bool)[order], objects)
+        name: ranked_precision(scores, np.array(hit, dtype=bool), objects)
         for name, hit in zip(ANY_FIGURES, hits.values())
     }
 
@@ -237,15 +240,6 @@ def _greedy(apart, metres):
             free[:, row.argmin()] = math.inf
         hits.append(hit)
     return hits
-
-
-def _average_precision(hits, objects):
-    """The area under the envelope of precision over recall, of hits (N,) bool, the best score first."""
-    if not objects or not len(hits):
-        return 0.0
-    right = hits.cumsum()
-    precision = np.maximum.accumulate((right / np.arange(1, len(hits) + 1))[::-1])[::-1]
-    return float((precision * hits).sum() / objects)
 
 
 def _table(columns, names):
