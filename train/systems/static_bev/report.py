@@ -1,10 +1,10 @@
 """What static BEV says, in tables: lanes by sub-class, range and confidence, areas, instances; runs side by side."""
 
 from collections.abc import Mapping
-
-import numpy as np
+from statistics import fmean
 
 from ...metrics.pooling import figure_text
+from ...record import spread
 from .evaluate import Measured
 from .series import ANY, OTHER, RANGES
 
@@ -49,7 +49,7 @@ def comparison(cells: Mapping[tuple[str, str], Mapping[str, float]]) -> str:
             texts += [figure_text(value) for value in rival]
             if pair:
                 both = [(values[pair[0][seed], row], values[pair[1][seed], row]) for seed in pair[0]]
-                texts.append(_spread([None if None in two else two[1] - two[0] for two in both], "+.4f"))
+                texts.append(_spread([None if None in two else two[1] - two[0] for two in both], "{:+.4f}"))
             table.append([row, *texts])
         parts += [f"### {name}", _table(table)]
     return "\n\n".join(parts) + "\n"
@@ -66,15 +66,11 @@ def _kinds(runs):
 
 
 def _mean(values):
-    return None if None in values else float(np.mean(values))
+    return None if None in values else fmean(values)
 
 
-def _spread(values, form=".4f"):
-    """The value, or of several the mean ± standard deviation."""
-    if None in values:
-        return figure_text(None)
-    text = figure_text(float(np.mean(values)), form)
-    return f"{text} ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else text
+def _spread(values, form="{:.4f}"):
+    return figure_text(None) if None in values else spread(values, form)
 
 
 def _areas(figures):
