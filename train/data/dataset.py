@@ -48,7 +48,7 @@ class DriveSamples(Dataset):
     the same one every time, and the item names the file in its `bad_files`.
 
     A data set derives from this and defines `read`; where it needs more than images, `has_files`, `needs` and `remedy`;
-    where it does not show each sample once an epoch, `order` and `__len__`.
+    where it does not show each sample once an epoch, `order` and `__len__`; where it keeps what it read, `_remember`.
 
     Args:
         drives: scenes.
@@ -73,6 +73,17 @@ class DriveSamples(Dataset):
         if not self.places:
             needed = f"{history + 1} moments in a row" if history else "a moment"
             raise ValueError(f"none of {len(self.drives)} scenes has {needed}")
+        self._remember()
+
+    def _remember(self):
+        """Sets the attributes that keep what was read, each made by `lru_cache`."""
+
+    def __getstate__(self):  # a copy in another process reads for itself
+        return {name: value for name, value in vars(self).items() if not hasattr(value, "cache_clear")}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._remember()
 
     @classmethod
     def of_splits(cls, config: DatasetConfig, seed: int) -> tuple["DriveSamples", "DriveSamples"]:

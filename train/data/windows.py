@@ -69,18 +69,10 @@ class Windows(DriveSamples):
 
     def __init__(self, drives: Sequence[Drive], config: WindowConfig, training: bool, seed: int = 0):
         super().__init__(drives, config, training, seed, history=config.history)
-        self._remember()
 
     def _remember(self):
         self._pose = lru_cache(maxsize=4096)(self._read_pose)
         self._images = lru_cache(maxsize=self.config.remember)(self._read_images)
-
-    def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name not in ("_pose", "_images")}
-
-    def __setstate__(self, state):
-        vars(self).update(state)
-        self._remember()
 
     def read(self, place: int, rng: np.random.Generator) -> WindowBatch:
         moments, view = self.moments(place), self.draw_view(rng)

@@ -112,18 +112,10 @@ class StaticSamples(DriveSamples):
         if model.fusion.reads_history:
             self.times = [[moment.timestamp for moment in drive] for drive in self.drives]
             check_intervals(model.history, self.times)
-        self._remember()
 
     def _remember(self):
         self.labels = lru_cache(maxsize=self.config.remember)(self._labels)
         self._images = lru_cache(maxsize=self.config.remember)(self._read_images)
-
-    def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name not in ("labels", "_images")}
-
-    def __setstate__(self, state):
-        vars(self).update(state)
-        self._remember()
 
     def _locations(self):
         return {drive[0].location for drive in self.drives if len(drive)}
