@@ -63,6 +63,10 @@ class Scene:
         self.ego: Motion = people.ego
         self.actors: list[Actor] = people.actors
 
+    def __getstate__(self):
+        """Without the ground, which is large and drawn again in no time."""
+        return {name: value for name, value in vars(self).items() if name != "ground"}
+
     def ego_pose(self, t: float) -> np.ndarray:
         """(4, 4) world_T_ego at `t` seconds: it dives when it brakes, leans out of curves, and the road is not even."""
         x, y, heading = self.ego.at(t)

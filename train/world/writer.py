@@ -22,7 +22,7 @@ from .town import STYLES
 
 VERSION = "v1.0-mini"  # the devkit's default, so that every tool for nuScenes opens a world as it is
 LONGEST = 120.0  # seconds
-CHUNK = 3  # samples a process renders at a time
+CHUNK = 3  # samples a process renders at a time, where there are few scenes
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,11 @@ def make_world(out: str | Path, settings: WorldSettings = WorldSettings(), worke
     """
     with fresh_folder(out) as folder:
         cameras = default_cameras(settings.width)
-        counts = _render(folder, settings, cameras, workers, progress)
+        scenes, counts = _render(folder, settings, cameras, workers, progress)
         tables = Tables(settings.seed, cameras, settings.samples, settings.period, settings.sweeps)
         places = {}
-        for index in range(settings.scenes):
-            scene = _scene(settings, index)
-            tables.add_scene(scene, counts[index])
+        for scene in scenes:
+            tables.add_scene(scene, counts[scene.index])
             places.setdefault(scene.place, []).append(scene)
         for place, scenes in places.items():
             tables.add_map(place, [scene.index for scene in scenes])
@@ -117,18 +116,21 @@ def write_json(path: Path, content) -> None:
 
 
 def _render(folder, settings, cameras, workers, progress):
+    """Every scene, and for each its samples' counts. A scene takes as long to build as some samples to render, so where
+    there are scenes enough for every process, each has one alone."""
+    size = settings.samples if settings.scenes >= 4 * workers else CHUNK
     chunks = [
-        (index, range(first, min(first + CHUNK, settings.samples)))
+        (index, range(first, min(first + size, settings.samples)))
         for index in range(settings.scenes)
-        for first in range(0, settings.samples, CHUNK)
+        for first in range(0, settings.samples, size)
     ]
     tasks = [(folder, settings, cameras, index, samples) for index, samples in chunks]
     results = run_tasks(_render_chunk, tasks, workers, progress, [len(samples) for _, samples in chunks])
-    counts = [[None] * settings.samples for _ in range(settings.scenes)]
-    for (index, samples), result in zip(chunks, results):
-        for k, count in zip(samples, result):
-            counts[index][k] = count
-    return counts
+    scenes, counts = [], [[] for _ in range(settings.scenes)]
+    for (index, _), (scene, found) in zip(chunks, results):
+        scenes += [scene] if scene else []
+        counts[index] += found
+    return scenes, counts
 
 
 @lru_cache(maxsize=2)
@@ -137,7 +139,8 @@ def _scene(settings: WorldSettings, index: int) -> Scene:
 
 
 def _render_chunk(folder: Path, settings: WorldSettings, cameras: list[Camera], index: int, samples: range):
-    """Writes the files of some samples; returns their counts of LiDAR points and pixels for each actor."""
+    """Writes the files of some samples; returns the scene, with its first samples only, and their counts of LiDAR
+    points and pixels for each actor."""
     scene = _scene(settings, index)
     by_name = {camera.name: camera for camera in cameras}
     actors = len(scene.actors)
@@ -154,7 +157,7 @@ def _render_chunk(folder: Path, settings: WorldSettings, cameras: list[Camera], 
             visible, alone = photograph(scene, by_name[channel], t, folder / name, folder / depth_name(name))
             counts[k]["visible"] += visible
             counts[k]["alone"] += alone
-    return list(counts.values())
+    return scene if 0 in samples else None, list(counts.values())
 
 
 def _write_map(folder, settings, place, scenes, mask_name):
