@@ -304,7 +304,10 @@ def launch_forward(feature_maps, points, weights, visible):
     channels, groups = feature_maps[0].shape[2], weights.shape[5]
     dtype = accumulator_dtype(feature_maps[0].dtype, points.dtype, weights.dtype)
     samples = per_anchor * cameras
-    config = configs.forward(batch * anchors, samples, channels, _channels_last(feature_maps))
+    architecture, itemsize = launch.architecture(points.device), feature_maps[0].element_size()
+    config = configs.forward(
+        architecture, itemsize, batch * anchors, samples, channels, _channels_last(feature_maps)
+    )  # fmt: skip
     shape = (config["SPLITS"], batch, anchors, channels)
     whole = config["SPLITS"] == 1
     levels = _with_cells(feature_maps)
@@ -344,8 +347,8 @@ def _launch_backward_samples(grad, feature_maps, points, weights, visible, dpoin
     batch, anchors, per_anchor, cameras = points.shape[:4]
     groups = weights.shape[5]
     per_group = grad.shape[2] // groups
-    architecture = launch.architecture(grad.device)
-    config = configs.backward_samples(architecture, groups, per_group, _channels_last(feature_maps))
+    architecture, itemsize = launch.architecture(grad.device), feature_maps[0].element_size()
+    config = configs.backward_samples(architecture, itemsize, groups, per_group, _channels_last(feature_maps))
     pick = levels if len(levels) < len(feature_maps) else slice(None)
     by_level = weights[..., pick, :]
     dby_level = None if dweights is None else torch.zeros_like(by_level) if pick is levels else dweights

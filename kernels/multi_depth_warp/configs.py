@@ -34,9 +34,10 @@ def backward_target(architecture: str, channels: int, channels_last: bool, dtype
     if dtype == torch.float64:
         return dict(TILE_H=8, TILE_W=8, BLOCK_C=16, num_warps=4)
     if not channels_last:
-        return dict(TILE_H=4, TILE_W=8, BLOCK_C=16, num_warps=4, **more_registers(architecture, 200))
+        return dict(TILE_H=4, TILE_W=8, BLOCK_C=16, num_warps=4, **more_registers(architecture, 200, "3.6"))
     num_warps = 4 if architecture.startswith("gfx") else 8  # a warp of 64 lanes there
-    return dict(TILE_H=4, TILE_W=8, BLOCK_C=_channel_block(channels, 64), num_warps=num_warps)
+    limit = more_registers(architecture, 128, "3.8")
+    return dict(TILE_H=4, TILE_W=8, BLOCK_C=_channel_block(channels, 64), num_warps=num_warps, **limit)
 
 
 def backward_features(architecture: str, channels: int, channels_last: bool, dtype: torch.dtype) -> dict[str, int]:

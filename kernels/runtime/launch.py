@@ -62,10 +62,10 @@ def architecture(device: torch.device) -> str:
 
 
 @cache
-def more_registers(architecture: str, most: int) -> dict[str, int]:
-    """Returns the launch option that lets a thread take `most` registers, for triton 3.6, whose assembler by itself
-    keeps to fewer on an NVIDIA GPU and spills; nothing for later versions, which need no telling."""
-    needed = architecture.startswith("sm_") and version("triton").startswith("3.6.")
+def more_registers(architecture: str, most: int, *versions: str) -> dict[str, int]:
+    """Returns the launch option that lets a thread take `most` registers, for those `versions` of triton ("3.6") whose
+    assembler by itself keeps to fewer on an NVIDIA GPU and spills; nothing for others, which need no telling."""
+    needed = architecture.startswith("sm_") and version("triton").rsplit(".", 1)[0] in versions
     return dict(maxnreg=most) if needed else {}
 
 

@@ -8,7 +8,7 @@ def by_query(architecture: str, itemsize: int, dim: int, heads: int) -> dict[str
     row = 1 << (dim - 1).bit_length()
     block_h = max(1, min(256 // row, 1 << (heads - 1).bit_length()))
     warps = max(1, row * block_h * max(itemsize, 4) // 256)
-    limit = more_registers(architecture, 128) if itemsize == 4 else {}
+    limit = more_registers(architecture, 128, "3.6") if itemsize == 4 else {}
     return dict(BLOCK_H=block_h, BLOCK_N=16, num_warps=_warps(architecture, warps), **limit)
 
 
@@ -19,7 +19,7 @@ def by_key(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
     """
     wide = itemsize << (dim - 1).bit_length() >= 256
     warps = 8 if dim % 16 or (wide and itemsize >= 4) else 4 if wide else 2
-    limit = more_registers(architecture, 168) if itemsize == 2 and (wide or dim % 16) else {}
+    limit = more_registers(architecture, 168, "3.6") if itemsize == 2 and (wide or dim % 16) else {}
     return dict(SIDE=4, BLOCK_R=16, BLOCK_M=16, num_warps=_warps(architecture, warps), **limit)
 
 

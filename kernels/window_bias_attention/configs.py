@@ -21,7 +21,9 @@ def backward_key(architecture: str, itemsize: int, dim: int) -> dict[str, int]:
     if itemsize == 4:
         return dict(BLOCK_M=32, BLOCK_N=16, **_exact(architecture, itemsize, dim))
     block_n = 64 if itemsize < 4 and not (dim % 16 and architecture.startswith("sm_8")) else 32
-    return dict(BLOCK_M=32, BLOCK_N=block_n, num_warps=_warps(architecture, itemsize, dim), num_stages=2)
+    # Of four warps several programs share a multiprocessor, and each computes while the others load.
+    warps = _warps(architecture, itemsize, dim)
+    return dict(BLOCK_M=32, BLOCK_N=block_n, num_warps=warps, num_stages=2 if itemsize < 4 and warps > 4 else 1)
 
 
 def _wide(architecture: str, itemsize: int, dim: int) -> dict[str, int]:

@@ -160,7 +160,7 @@ def test_shared_out_among_programs(device):
     arguments = scene(
         torch.float32, device, batch=1, anchors=1, points=130, cameras=1, channels=2, groups=1, sizes=((1, 2),)
     )
-    assert configs.forward(1, 130, 2, False)["SPLITS"] == 3
+    assert configs.forward("interpreter", 4, 1, 130, 2, False)["SPLITS"] == 3
     arguments["points"][:] = -1  # but for some on either side of the seams
     arguments["points"][:, :, [0, 43, 44, 87, 88, 129]] = torch.tensor([0.4, 0.5], device=device)
     out = deformable_aggregation(**arguments, backend="triton")

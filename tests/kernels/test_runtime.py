@@ -133,8 +133,11 @@ def test_an_interpreter_that_cannot_run_says_so_in_one_line(no_preference, monke
 
 @pytest.mark.parametrize(
     "version, architecture, told",
-    [("3.6.0", "sm_90", True), ("3.6.0", "gfx942", False), ("3.6.0", "interpreter", False), ("3.7.1", "sm_90", False)],
-)
-def test_only_triton_3_6_is_told_how_many_registers_a_thread_may_take(version, architecture, told, monkeypatch):
+    [("3.6.0", "sm_90", True), ("3.6.0", "gfx942", False), ("3.6.0", "interpreter", False),
+     ("3.7.1", "sm_90", False), ("3.8.0", "sm_90", True)],
+)  # fmt: skip
+def test_only_versions_that_spill_are_told_how_many_registers_a_thread_may_take(
+    version, architecture, told, monkeypatch
+):
     monkeypatch.setattr(launching, "version", lambda package: version)
-    assert launching.more_registers.__wrapped__(architecture, 128) == (dict(maxnreg=128) if told else {})
+    assert launching.more_registers.__wrapped__(architecture, 128, "3.6", "3.8") == (dict(maxnreg=128) if told else {})

@@ -10,6 +10,7 @@ from ...runtime.launch import Heads, accumulator_dtype, strided, triton_dtype
 from ...runtime.plans import enqueue
 from .. import configs
 from .forward import merge
+from .prepare import prepare
 from .primitives import (
     LOG2_E,
     Centers,
@@ -22,32 +23,6 @@ from .primitives import (
     window_bias,
     windows,
 )
-
-
-@triton.jit
-def window_bias_attention_prepare(
-    grad, out, centers, order_ptr, delta_ptr, near_ptr, maps, length, heads,
-    MAPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ACC_DTYPE: tl.constexpr,
-):  # fmt: skip
-    """delta = sum(grad · out), and for each tile of queries which cells of each map its windows reach."""
-    tiles = tl.cdiv(length, BLOCK_M)
-    tile = tl.program_id(0) % tiles
-    b = tl.program_id(0) // tiles // heads
-    head = tl.program_id(0) // tiles % heads
-    offs_i = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)  # [BLOCK_M]
-    mask_m = offs_i < length
-    # [BLOCK_M, BLOCK_D], as o
-    do = load_rows(grad, head_of(grad, b, head), offs_i, mask_m, True, DIM, BLOCK_D).to(ACC_DTYPE)
-    o = load_rows(out, head_of(out, b, head), offs_i, mask_m, True, DIM, BLOCK_D).to(ACC_DTYPE)
-    tl.store(delta_ptr + (b * heads + head).to(tl.int64) * length + offs_i, tl.sum(do * o, axis=1), mask=mask_m)
-    if head == 0:
-        near_ptr += (b * tiles + tile) * (2 * MAPS)
-        for m in tl.static_range(MAPS):
-            height, width, window = maps[3 * m], maps[3 * m + 1], maps[3 * m + 2]
-            offs_i, mask_m = queries(order_ptr, b, m, tile * BLOCK_M, length, MAPS, BLOCK_M)
-            _, _, first, end = windows(centers, b, offs_i, mask_m, m, height, width, window)
-            tl.store(near_ptr + 2 * m, first)
-            tl.store(near_ptr + 2 * m + 1, end)
 
 
 @triton.jit
@@ -130,46 +105,40 @@ def window_bias_attention_backward_query(
 
 @triton.jit
 def window_bias_attention_backward_key(
-    grad, query, key, value, centers, weights, bias_scale_ptr, order_ptr, lse_ptr, delta_ptr, near_ptr,
-    dkey, dvalue, maps,
-    scale: tl.float64, min_scale: tl.float64, max_scale: tl.float64, max_bias: tl.float64,
-    length, heads, key_tiles,
+    ordered, key, value, dkey, dvalue, maps, scale: tl.float64, tiles, heads, key_tiles,
     MAPS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0) // key_tiles // heads
     head = tl.program_id(0) // key_tiles % heads
-    m, start, begin, end, height, width, window = piece(tl.program_id(0) % key_tiles, BLOCK_N, maps, MAPS)
+    m, start, begin, end, _, width, window = piece(tl.program_id(0) % key_tiles, BLOCK_N, maps, MAPS)
     offs_n = begin + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     mask_n = offs_n < end  # [BLOCK_N]
     offs_j = start.to(tl.int64) + offs_n
     k = load_rows(key, head_of(key, b, head), offs_j, mask_n, True, DIM, BLOCK_D)  # [BLOCK_N, BLOCK_D], as v, dk, dv
     v = load_rows(value, head_of(value, b, head), offs_j, mask_n, True, DIM, BLOCK_D)
-    query_ptr = head_of(query, b, head)
-    grad_ptr = head_of(grad, b, head)
-    row = (b * heads + head).to(tl.int64) * length
     scale_log2 = tl.full([], scale, ACC_DTYPE) * LOG2_E
 
-    tiles = tl.cdiv(length, BLOCK_M)
-    near_ptr += b * tiles * (2 * MAPS) + 2 * m
+    of_map = (b * MAPS + m).to(tl.int64)
+    of_head = of_map * heads + head
+    offs_m = tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    offs = offs_m[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]  # [BLOCK_M, BLOCK_D]
     dk = tl.zeros([BLOCK_N, BLOCK_D], ACC_DTYPE)
     dv = tl.zeros([BLOCK_N, BLOCK_D], ACC_DTYPE)
     for tile in range(tiles):
-        # [BLOCK_M], as lse, delta, top, left and bias
-        offs_i, mask_m = queries(order_ptr, b, m, tile * BLOCK_M, length, MAPS, BLOCK_M)
-        q = load_rows(query, query_ptr, offs_i, mask_m, True, DIM, BLOCK_D)  # [BLOCK_M, BLOCK_D], as do
-        do = load_rows(grad, grad_ptr, offs_i, mask_m, True, DIM, BLOCK_D)
-        lse = tl.load(lse_ptr + row + offs_i, mask=mask_m, other=float("inf"))
-        delta = tl.load(delta_ptr + row + offs_i, mask=mask_m, other=0.0)
+        rows = (of_head * tiles + tile) * BLOCK_M
+        q = tl.load(ordered.query + rows * BLOCK_D + offs)  # [BLOCK_M, BLOCK_D], as do
+        do = tl.load(ordered.grad + rows * BLOCK_D + offs)
+        lse = tl.load(ordered.lse + rows + offs_m)  # [BLOCK_M], as delta, top, left and bias
+        delta = tl.load(ordered.delta + rows + offs_m)
         # [BLOCK_N, BLOCK_M], as near, p, dp and ds
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC_DTYPE) * scale_log2
-        first_near = tl.load(near_ptr + tile * (2 * MAPS))
-        end_near = tl.load(near_ptr + tile * (2 * MAPS) + 1)
-        if (begin < end_near) & (end > first_near):
-            top, left, _, _ = windows(centers, b, offs_i, mask_m, m, height, width, window)
-            bias = window_bias(weights, bias_scale_ptr, b, offs_i, mask_m, m, min_scale, max_scale, max_bias, ACC_DTYPE)
+        near_ptr = ordered.near + (of_map * tiles + tile) * 2
+        if (begin < tl.load(near_ptr + 1)) & (end > tl.load(near_ptr)):
+            rows = (of_map * tiles + tile) * BLOCK_M
+            top, left = tl.load(ordered.top + rows + offs_m), tl.load(ordered.left + rows + offs_m)
             near = inside(offs_n[:, None], width, top[None, :], left[None, :], window)
-            scores += tl.where(near, bias[None, :], 0.0)
+            scores += tl.where(near, tl.load(ordered.bias + rows + offs_m)[None, :], 0.0)
         p = tl.exp2(scores - lse[None, :])
         dv += tl.dot(p.to(do.dtype), do, input_precision=PRECISION, out_dtype=ACC_DTYPE)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=ACC_DTYPE)
@@ -228,44 +197,30 @@ def launch_backward(
     dtype = accumulator_dtype(query.dtype)
     architecture, dim = launch.architecture(query.device), query.shape[-1]
     meta = dict(MAPS=len(maps) // 3, DIM=dim, BLOCK_D=triton.next_power_of_2(dim), ACC_DTYPE=triton_dtype(dtype))
+    wants_keys = any(needs_grad[1:3])
     key_config = configs.backward_key(architecture, query.element_size(), dim)
-    delta, near = _prepare(grad, out, centers, order, maps, key_config["BLOCK_M"], dtype, meta)
-
-    tensors = (
-        *(strided(Heads, t) for t in (grad, query, key, value)),
-        strided(Centers, centers), strided(Weights, weights), bias_scale, order, lse, delta,
-    )  # fmt: skip
     limits = (min_scale, max_scale, max_bias)
+    tokens = [strided(Heads, t) for t in (grad, query, key, value)]
+    geometry = (strided(Centers, centers), strided(Weights, weights), bias_scale, order, lse)
+    delta, ordered = prepare(*tokens[:2], out, geometry, maps, limits, wants_keys, key_config["BLOCK_M"], meta)
     meta["PRECISION"] = dot_precision(query.dtype, query.device)
     dquery = dkey = dvalue = dweights = dscale = None
     if needs_grad[0] or any(needs_grad[3:]):
         config = configs.backward_query(architecture, query.element_size(), dim)
+        tensors = (*tokens, *geometry, delta)
         dquery, dbias, split = _query_side(tensors, query, key, maps, (scale, *limits), dtype, config, meta)
         if any(needs_grad[3:]):
             dweights, dscale = _bias_side(dbias, split, weights, bias_scale, query, maps, limits, dtype)
-    if any(needs_grad[1:3]):
+    if wants_keys:
         dkey, dvalue = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (key, value))
-        batch, length, heads, _ = query.shape
+        batch, _, heads, _ = query.shape
         key_tiles = sum(pieces(maps, key_config["BLOCK_N"]))
         enqueue(
             window_bias_attention_backward_key, key_tiles * heads * batch,
-            *tensors, near, strided(Heads, dkey), strided(Heads, dvalue), tuple(maps), scale, *limits,
-            length, heads, key_tiles, **meta, **key_config,
+            ordered, *(strided(Heads, t) for t in (key, value, dkey, dvalue)), tuple(maps), scale,
+            ordered.near.shape[2], heads, key_tiles, **meta, **key_config,
         )  # fmt: skip
     return dquery, dkey, dvalue, dweights, dscale
-
-
-def _prepare(grad, out, centers, order, maps, block_m, dtype, meta):
-    batch, length, heads, _ = out.shape
-    tiles = triton.cdiv(length, block_m)
-    delta = torch.empty((batch, heads, length), dtype=dtype, device=out.device)
-    near = torch.empty((batch, tiles, meta["MAPS"], 2), dtype=torch.int32, device=out.device)
-    enqueue(
-        window_bias_attention_prepare, tiles * heads * batch,
-        strided(Heads, grad), strided(Heads, out), strided(Centers, centers), order, delta, near, tuple(maps),
-        length, heads, BLOCK_M=block_m, num_warps=4, **meta,
-    )  # fmt: skip
-    return delta, near
 
 
 def _query_side(tensors, query, key, maps, limits, dtype, config, meta):
