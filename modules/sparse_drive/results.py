@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from ..settings import Count, Metres
+from ..settings import Count, Metres, NonNegative
 from . import boxes
 from .head import DriveOutput, HeadConfig
 from .layers import best
@@ -19,6 +19,9 @@ _MARGIN = 1.1  # the ego vehicle's sides are taken this much longer when a plan 
 @dataclass
 class ResultConfig:
     boxes: Count = 300  # at most
+    # Of boxes of one class whose centres are nearer to one another than this (metres, over the ground) the surest is
+    # kept; 0, as upstream: all of them, and the head has to have learned to say each object once.
+    apart: NonNegative = 0.0
     rescore: bool = True  # a plan that meets an agent's likeliest future loses to those that do not
     # Metres by which the vehicle's centre lies ahead of the point that plans move; None = where `EgoConfig.box` has it.
     # Upstream means 0.5 but shifts the wrong axis of its tensor, which comes to 0.
@@ -74,8 +77,10 @@ def read_results(
 
     results = []
     for sample, place in enumerate(places):
+        kept = _surest(found[sample, :, :2], labels[sample, place], config.apart)
+        place = place[kept]
         result = DriveResult(
-            found[sample], scores[sample], class_scores[sample, place], labels[sample, place],
+            found[sample, kept], scores[sample, kept], class_scores[sample, place], labels[sample, place],
             detection.ids[sample, place], *_lines(lines.logits[-1][sample], lines.anchors[-1][sample]),
         )  # fmt: skip
         if motion is not None:
@@ -84,6 +89,17 @@ def read_results(
             result.plan_scores, result.plan = (tensor[sample] for tensor in chosen)
         results.append(result)
     return results
+
+
+def _surest(centres, labels, apart):
+    """Which of K boxes are kept, (K,) bool: centres (K, 2) and labels (K,), the surest first."""
+    kept = torch.ones_like(labels, dtype=torch.bool)
+    if apart > 0:
+        near = (torch.cdist(centres, centres) < apart) & (labels[:, None] == labels)
+        near = near.triu(diagonal=1)
+        for row, others in enumerate(near):
+            kept &= ~(others & kept[row])
+    return kept
 
 
 def _lines(logits, anchors):

@@ -1,4 +1,4 @@
-"""Depth targets: pixel conventions, the nearest point of a cell, augmentation, and the world's own depth."""
+"""Depth and class targets: pixel conventions, what counts in a cell, augmentation, and the world's own depth."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from rigfuse.modules.rig import Camera, ImageAugmentation, Rig
 from rigfuse.train.data import open_drives
-from rigfuse.train.data.lidar_depth import depth_targets
+from rigfuse.train.data.lidar_depth import class_targets, depth_targets
 
 SIZE = (24, 40)
 # Looks along the ego frame's x; focal length 10 pixels; the optical axis meets pixel (19.5, 11.5), the image's middle.
@@ -43,6 +43,30 @@ def test_the_nearest_point_of_a_cell_counts_and_what_is_outside_does_not():
     assert far.max() == pytest.approx(60.1) and far.dtype == torch.float32
     assert (levels([])[0] == 0).all()
     assert levels([point(39, 23, 4.0)], strides=(32,))[0].tolist() == [[[0.0, pytest.approx(4.0)]]]  # a part of a cell
+
+
+def test_objects_come_before_what_they_stand_on():
+    """In the cell of pixel (5, 5) something without a label is nearest, in that of (9, 5) there is nothing else."""
+    points = [point(5, 5, 3.0), point(5, 6, 8.0), point(6, 5, 7.0), point(9, 5, 4.0), point(13, 5, 60.1)]
+    places = dict(image_T_ego=IMAGE_T_EGO, size=SIZE, strides=(4, 8))
+    fine, coarse = class_targets(torch.tensor(points), torch.tensor([-1, 2, 1, -1, 0]), **places)
+    assert fine.shape == (1, 6, 10) and coarse.shape == (1, 3, 5) and fine.dtype == torch.int64
+    assert fine[0, 1, :4].tolist() == [-2, 1, -1, -2] and (fine > -2).sum() == 2
+    assert coarse[0, 0, :2].tolist() == [1, -1]
+    nothing = class_targets(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), **places)
+    assert all((level == -2).all() for level in nothing)
+
+
+def test_classes_are_those_of_a_loop_over_points():
+    rng = torch.Generator().manual_seed(0)
+    u, v, depth = (torch.rand(90, generator=rng) * torch.tensor(high) for high in (39.0, 23.0, 50.0))
+    points = torch.tensor([point(*each) for each in zip(u.tolist(), v.tolist(), (depth + 1).tolist())])
+    labels = torch.randint(-1, 3, (90,), generator=rng)
+    (found,) = class_targets(points, labels, IMAGE_T_EGO, SIZE, (4,))
+    expected = torch.full((1, 6, 10), -2)
+    for place in (depth + (labels < 0) * 1000).argsort(descending=True).tolist():
+        expected[0, int((v[place] + 0.5) // 4), int((u[place] + 0.5) // 4)] = labels[place]
+    assert torch.equal(found, expected) and {-2, -1, 0, 1, 2} == set(found.flatten().tolist())
 
 
 def test_augmented_images_have_the_depths_where_their_pixels_are():

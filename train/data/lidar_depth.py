@@ -1,4 +1,4 @@
-"""Sparse depth targets for the levels of a feature pyramid, from LiDAR points."""
+"""Sparse targets for the levels of a feature pyramid, from LiDAR points: depth, and whose points they are."""
 
 from collections.abc import Sequence
 
@@ -26,20 +26,59 @@ def depth_targets(
         strides: pixels per cell of each level.
         nearest, farthest: depths that count, metres.
     """
+    _, depth, cells, shapes = _seen(points, image_T_ego, size, strides, nearest, farthest)
+    levels = []
+    for cell, shape in zip(cells, shapes):
+        level = depth.new_zeros(shape.numel())
+        level.scatter_reduce_(0, cell, depth, "amin", include_self=False)
+        levels.append(level.view(shape))
+    return levels
+
+
+def class_targets(
+    points: torch.Tensor,
+    labels: torch.Tensor,
+    image_T_ego: torch.Tensor,
+    size: tuple[int, int],
+    strides: Sequence[int] = (4, 8, 16),
+    nearest: float = 0.1,
+    farthest: float = 60.0,
+) -> list[torch.Tensor]:
+    """Returns for each stride (V, ⌈height / stride⌉, ⌈width / stride⌉) int64: the label of the nearest point in each
+    cell that has one, −1 where all its points have none, −2 where there is no point.
+
+    Objects come before what they stand on, since a small one has few of a cell's points. `labels` (P,) int64 are the
+    points', −1 = none; the rest is as for `depth_targets`.
+    """
+    index, depth, cells, shapes = _seen(points, image_T_ego, size, strides, nearest, farthest)
+    label = labels[index]
+    order = depth.argsort(descending=True)
+    order = torch.cat([order[label[order] < 0], order[label[order] >= 0]])  # whoever is later overwrites
+    levels = []
+    for cell, shape in zip(cells, shapes):
+        place = torch.full((shape.numel(),), -1)
+        place.scatter_reduce_(0, cell[order], torch.arange(len(order)), "amax")
+        level = label[order][place] if len(order) else place
+        levels.append(torch.where(place < 0, -2, level).view(shape))
+    return levels
+
+
+def _seen(points, image_T_ego, size, strides, nearest, farthest):
+    """Which points are in which images, once for each image: their numbers, depths, and for each stride their cells in
+    all (V, rows, columns) of that shape."""
     (height, width), cameras = size, len(image_T_ego)
     points = points[:, :3].double()
-    points = points[points.isfinite().all(dim=1)]
+    finite = points.isfinite().all(dim=1).nonzero()[:, 0]
+    points = points[finite]
     projected = points @ image_T_ego[:, :3, :3].double().mT + image_T_ego[:, None, :3, 3].double()  # (V, P, 3)
     depth = projected[..., 2]
     u, v = (projected[..., axis] / depth.clamp(min=1e-9) + 0.5 for axis in range(2))  # from the image's corner
     seen = (depth >= nearest) & (depth <= farthest) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    camera, _ = seen.nonzero(as_tuple=True)
+    camera, index = seen.nonzero(as_tuple=True)
     u, v, depth = u[seen], v[seen], depth[seen].float()
-    levels = []
+    cells, shapes = [], []
     for stride in strides:
         rows, columns = -(-height // stride), -(-width // stride)
-        cell = (camera * rows + (v / stride).long()) * columns + (u / stride).long()
-        level = depth.new_zeros(cameras * rows * columns)
-        level.scatter_reduce_(0, cell, depth, "amin", include_self=False)
-        levels.append(level.view(cameras, rows, columns))
-    return levels
+        cells.append((camera * rows + (v / stride).long()) * columns + (u / stride).long())
+        shapes.append(torch.Size((cameras, rows, columns)))
+    return finite[index], depth, cells, shapes

@@ -55,6 +55,24 @@ class Box:
         local = _CORNERS * torch.tensor(self.size, dtype=torch.float64) / 2
         return local @ self.frame_T_box[:3, :3].T + self.center
 
+    @property
+    def detection_class(self) -> str | None:
+        """The class of nuScenes' detection task that its category belongs to; None = none."""
+        from nuscenes.eval.detection.utils import category_to_detection_name
+
+        return category_to_detection_name(self.category)
+
+    def holds(self, points: torch.Tensor) -> torch.Tensor:
+        """Which points (P, 3 + …) of the box's frame lie in it, (P,) bool."""
+        half = torch.tensor(self.size, dtype=torch.float64) / 2
+        x, y = self.center[:2].tolist()
+        reach = float(half.norm()) + 0.01  # of few points more has to be known
+        near = (((points[:, 0] - x).abs() <= reach) & ((points[:, 1] - y).abs() <= reach)).nonzero()[:, 0]
+        local = (points[near, :3].double() - self.center) @ self.frame_T_box[:3, :3]
+        held = torch.zeros(len(points), dtype=torch.bool)
+        held[near] = (local.abs() <= half).all(dim=1)
+        return held
+
     def moved(self, other_T_frame: torch.Tensor) -> "Box":
         """The same box in another frame."""
         velocity = other_T_frame[:3, :3] @ self.velocity

@@ -18,13 +18,23 @@ import torch
 
 from rigfuse.train.checkpoint import CheckpointError
 from rigfuse.train.command_line import Parser, patience
+from rigfuse.train.metrics.any_class import FIGURES as ANY_FIGURES
 from rigfuse.train.record import markdown
 from rigfuse.train.run import open_run
 from rigfuse.train.systems.sparse_drive.baselines import Memory, one_by_one
 from rigfuse.train.systems.sparse_drive.evaluate import DrivingFigures, evaluate_driving
 from rigfuse.train.systems.sparse_drive.experiment import DriveExperiment
 
-SHOWN = ("mAP", "NDS", "map/mAP", "tracking/AMOTA", "motion/minADE/car", "plan/L2/mean", "plan/collision/mean")
+SHOWN = (
+    "mAP",
+    "NDS",
+    *ANY_FIGURES,
+    "map/mAP",
+    "tracking/AMOTA",
+    "motion/minADE/car",
+    "plan/L2/mean",
+    "plan/collision/mean",
+)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -19,9 +19,10 @@ def network(**settings):
     return DepthConfig(backbone=backbone, **settings).build().eval()
 
 
-def batch(depth=5.0):
-    images = torch.randn(2, 3, 3, 32, 64)
-    return DepthInput(images, [torch.full((2, 3, 32 // s, 64 // s), depth) for s in STRIDES])
+def batch(depth=5.0, label=None):
+    images, shapes = torch.randn(2, 3, 3, 32, 64), [(2, 3, 32 // s, 64 // s) for s in STRIDES]
+    labels = [] if label is None else [torch.full(shape, label) for shape in shapes]
+    return DepthInput(images, [torch.full(shape, depth) for shape in shapes], labels)
 
 
 def certain(model, index):
@@ -70,6 +71,25 @@ def test_every_part_learns():
     model(batch()).losses["depth"].backward()
     idle = {n for n, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
     assert all("stages.3" in name for name in idle)  # whose maps no scale here needs
+
+
+def test_cells_of_objects_count_ten_times_those_without_and_unknown_ones_do_not():
+    model = network(classes=("car", "cone")).train()
+    for head in model.object_heads:
+        head.weight.data.zero_()
+        head.bias.data.copy_(torch.tensor([2.0, 0.0, 1.0]))  # no object, car, cone
+    cost = -torch.tensor([2.0, 0.0, 1.0]).log_softmax(0)
+    some = batch(label=-2)
+    assert model(some).losses["objects"] == 0
+    for level in some.labels:
+        level[0, 0, 0, :3] = torch.tensor([-1, 0, 0])
+        level[1, 2, -1, -1] = 1
+    output = model(some)
+    torch.testing.assert_close(output.losses["objects"], (0.1 * cost[0] + 2 * cost[1] + cost[2]) / 3.1)
+    assert all((level == -1).all() and level.shape == true.shape for level, true in zip(output.labels, some.labels))
+    sum(output.losses.values()).backward()
+    assert all(head.bias.grad.any() for head in (*model.heads, *model.object_heads))
+    assert "objects" not in network()(batch()).losses
 
 
 def test_a_range_that_is_empty_is_refused():

@@ -13,14 +13,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ....modules.detection.boxes import DETECTION_CLASSES, Detections, decode, move_boxes
 from ...claims import FAILS, HOLDS, UNSURE
 from ...data.splits import drives_of_splits, split_names
+from ...metrics.any_class import FIGURES as ANY_FIGURES
+from ...metrics.any_class import AnyClassMetric
 from ...metrics.detection import evaluate_detection
-from ...metrics.map import ranked_precision
 from ...record import RecordOptions, Run, by_config, markdown, spread
 from .data import DetectionBatch, DetectionSamples
 from .experiment import DetectionExperiment, in_ego
@@ -29,8 +29,7 @@ from .routing import BINS, BOTH, DISTANCES, INPUTS
 SMALL = ("bicycle", "motorcycle", "pedestrian", "traffic_cone")  # the objects that feature modulation loses first
 SEEDS = 3  # of each configuration, below which there is no verdict
 MATCHED, SURE = 2.0, 0.2  # metres and score of a box that counts as found, by distance
-ANY_CLASS, REACH = (1.0, 2.0, 4.0), 50.0  # metres: of a hit whatever the class, and from the ego, how far objects count
-ANY_FIGURES = tuple(f"any class within {metres:g} m" for metres in ANY_CLASS)
+REACH = 50.0  # metres from the ego up to which objects of whatever class count
 _EVERYWHERE = (-1e4, -1e4, -1e4, 1e4, 1e4, 1e4)  # metres
 _CELL = 2.0  # metres: boxes of the training split within it are one place
 
@@ -197,49 +196,16 @@ def _score(found, settings, validation):
 
 
 def any_class(found: Found, samples: DetectionSamples) -> dict[str, float]:
-    """Average precision of boxes whatever their class, one of `ANY_FIGURES` for each of `ANY_CLASS`.
-
-    Boxes of a sample and true ones are paired by the distance of their centres on the ground, the best score first,
-    each with the nearest that is free; both count within `REACH` of the ego. Of the boxes that a query says for
-    several classes only the best counts.
-    """
-    scores, hits, objects = [], {metres: [] for metres in ANY_CLASS}, 0
+    """Average precision of boxes whatever their class, see `AnyClassMetric`."""
+    metric = AnyClassMetric(REACH)
     for place in range(len(samples.places)):
-        true = _near_ego(_truth(samples, place)[0])
-        objects += len(true)
-        said = found.get(samples.moment(place).token)
+        token, true = samples.moment(place).token, _truth(samples, place)[0]
+        said = found.get(token)
         if said is None:
-            continue
-        places, first = said.boxes[:, :2].cpu(), {}
-        for index, where in enumerate(places.tolist()):  # best first
-            first.setdefault(tuple(where), index)
-        own = [index for index in first.values() if places[index].norm() < REACH]
-        scores += said.scores[own].tolist()
-        apart = torch.cdist(places[own].double(), true[:, :2].double())
-        for metres, hit in hits.items():
-            hit += _greedy(apart, metres)
-    if not objects:
-        return dict.fromkeys(ANY_FIGURES, 0.0)
-    scores = np.array(scores)
-    return {
-        name: ranked_precision(scores, np.array(hit, dtype=bool), objects)
-        for name, hit in zip(ANY_FIGURES, hits.values())
-    }
-
-
-def _near_ego(boxes):
-    return boxes[boxes[:, :2].norm(dim=1) < REACH]
-
-
-def _greedy(apart, metres):
-    """Whether each row of distances (N, G), best first, gets the nearest free column, closer than so many metres."""
-    free, hits = apart.clone(), []
-    for row in free:
-        hit = row.numel() > 0 and float(row.min()) < metres
-        if hit:
-            free[:, row.argmin()] = math.inf
-        hits.append(hit)
-    return hits
+            metric.add(token, torch.empty(0, 2), torch.empty(0), true)
+        else:
+            metric.add(token, said.boxes, said.scores, true)
+    return metric.compute()
 
 
 def _table(columns, names):

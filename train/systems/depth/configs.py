@@ -1,4 +1,4 @@
-"""Depth from images with LiDAR as the truth, at the size of the documents' backbone and a tiny one.
+"""Depth from images with LiDAR as the truth, with objects or without, at the documents' size and a tiny one.
 
 It gives a backbone whose features mean something; completion and others take its checkpoint:
 `--cfg-options model.backbone.weights=work_dirs/depth_tiny/checkpoints/best.pt`.
@@ -7,6 +7,8 @@ It gives a backbone whose features mean something; completion and others take it
 from collections.abc import Callable
 from functools import partial
 
+from ....modules.detection.boxes import DETECTION_CLASSES
+from ...data.map_truth import MAP_CLASSES
 from .experiment import DepthExperiment
 
 
@@ -15,6 +17,14 @@ def depth() -> DepthExperiment:
     experiment = DepthExperiment()
     experiment.loader.batch_size, experiment.run.epochs, experiment.run.amp = 4, 12, "bfloat16"
     experiment.optim.decay = "matrices"
+    return experiment
+
+
+def depth_objects() -> DepthExperiment:
+    """The same, and what the points in each cell lie on: a backbone for detection and maps, taught by every box and map
+    line at once."""
+    experiment = depth()
+    experiment.model.classes = (*DETECTION_CLASSES, *MAP_CLASSES)
     return experiment
 
 
@@ -31,4 +41,5 @@ def _tiny(make: Callable[[], DepthExperiment]) -> DepthExperiment:
     return experiment
 
 
-EXPERIMENTS: dict[str, Callable[[], DepthExperiment]] = {"depth": depth, "depth_tiny": partial(_tiny, depth)}
+EXPERIMENTS: dict[str, Callable[[], DepthExperiment]] = {make.__name__: make for make in (depth, depth_objects)}
+EXPERIMENTS |= {f"{name}_tiny": partial(_tiny, make) for name, make in list(EXPERIMENTS.items())}

@@ -1,4 +1,4 @@
-"""Key frames with the depth that LiDAR points give to the cells of their images."""
+"""Key frames with the depth that LiDAR points give to the cells of their images, and the objects that boxes do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,9 +8,16 @@ import torch
 
 from ....modules.depth.network import DepthInput
 from ....modules.settings import Count, Positive
+from ...data.cache import ArrayCache
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
+from ...data.driving_truth import DrivingTruth, TruthConfig, truth_for_all_ranks
 from ...data.images import normalised
-from ...data.lidar_depth import depth_targets
+from ...data.lidar_depth import class_targets, depth_targets
+from ...data.map_truth import MAP_CLASSES
+from ...data.splits import split_names
+from .labels import labels_of_points
+
+MAP_SIZE = (60.0, 30.0)  # metres ahead and behind, and to both sides, whose map lines are told
 
 
 @dataclass
@@ -21,6 +28,7 @@ class DepthDataConfig(DatasetConfig):
     resize: tuple[Positive, Positive] = (1.0, 1.25)
     flip: bool = True
     sweeps: Count = 1  # LiDAR scans put together, the key frame's own included
+    cache: str = "work_dirs/cache"  # a folder for the truth of the map, which is made once
 
 
 @dataclass
@@ -29,22 +37,31 @@ class DepthBatch:
 
     images: torch.Tensor  # (B, V, 3, H, W) uint8
     depths: list[torch.Tensor]  # for each stride (B, V, h, w) metres, 0 where no point lies
+    labels: list[torch.Tensor]  # for each stride (B, V, h, w) int64, see `class_targets`; empty without classes
     bad_files: list[str] = field(default_factory=list)  # files that could not be read, whose samples were replaced
 
     def to(self, device: torch.device | str) -> DepthInput:
         """Normalises the images."""
         images = normalised(self.images.to(device, non_blocking=True))
-        return DepthInput(images, [depth.to(device, non_blocking=True) for depth in self.depths])
+        depths, labels = (
+            [level.to(device, non_blocking=True) for level in part] for part in (self.depths, self.labels)
+        )
+        return DepthInput(images, depths, labels)
 
     def pin_memory(self) -> "DepthBatch":
-        return DepthBatch(self.images.pin_memory(), [depth.pin_memory() for depth in self.depths], self.bad_files)
+        depths, labels = ([level.pin_memory() for level in part] for part in (self.depths, self.labels))
+        return DepthBatch(self.images.pin_memory(), depths, labels, self.bad_files)
 
 
 def collate(items: Sequence[DepthBatch]) -> DepthBatch:
     """Joins batches in order."""
     images = torch.cat([item.images for item in items])
-    depths = [torch.cat(level) for level in zip(*(item.depths for item in items))]
-    return DepthBatch(images, depths, [name for item in items for name in item.bad_files])
+    depths, labels = ([torch.cat(level) for level in zip(*part)] for part in _parts(items))
+    return DepthBatch(images, depths, labels, [name for item in items for name in item.bad_files])
+
+
+def _parts(items):
+    return [item.depths for item in items], [item.labels for item in items]
 
 
 class DepthSamples(DriveSamples):
@@ -56,35 +73,47 @@ class DepthSamples(DriveSamples):
         training: augment.
         seed: of the draws.
         strides: image pixels per cell of each level, set before it is read.
+        classes: names of the objects and map lines that cells are told, set before it is read.
+        truth: of every sample, where `classes` has map lines, see `truth_cache`.
     """
 
     needs = "images or LiDAR scans"
     remedy = "train/tools/make_world.py --out FOLDER makes data that has them"
     strides: tuple[int, ...] = (8, 16, 32, 64)
+    classes: tuple[str, ...] = ()
+    truth: ArrayCache | None = None
 
     def has_files(self, place: int) -> bool:
         return super().has_files(place) and all(sweep.path.is_file() for sweep in self.moment(place).sweeps(1))
 
     def read(self, place: int, rng: np.random.Generator) -> DepthBatch:
         moment, augmentations = self._view(place, self.draw_view(rng))
-        return DepthBatch(read_images(moment, augmentations)[None], self._depths(moment, augmentations))
+        image_T_ego = moment.rig.augmented(augmentations).image_T_ego
+        points, where = moment.points(self.config.sweeps), (image_T_ego, self.config.image_size, self.strides)
+        depths, labels = depth_targets(points, *where), []
+        if self.classes:
+            lines = DrivingTruth.from_arrays(self.truth[moment.token]).map if self.truth else None
+            told = labels_of_points(points, self.classes, moment.ego_boxes, lines, MAP_SIZE)
+            labels = class_targets(points, told, *where)
+        images = read_images(moment, augmentations)
+        return DepthBatch(images[None], [level[None] for level in depths], [level[None] for level in labels])
 
     def depths(self, place: int) -> list[torch.Tensor]:
         """The depths of a key frame without augmentation, for each stride (1, V, h, w)."""
-        return self._depths(*self._view(place, {}))
+        moment, augmentations = self._view(place, {})
+        image_T_ego = moment.rig.augmented(augmentations).image_T_ego
+        points = moment.points(self.config.sweeps)
+        return [level[None] for level in depth_targets(points, image_T_ego, self.config.image_size, self.strides)]
 
     def _view(self, place, view):
         moment = self.moment(place)
         return moment, self.augmentations(moment.rig, view)
 
-    def _depths(self, moment, augmentations):
-        image_T_ego = moment.rig.augmented(augmentations).image_T_ego
-        points = moment.points(self.config.sweeps)
-        return [level[None] for level in depth_targets(points, image_T_ego, self.config.image_size, self.strides)]
 
-
-def build_depth(config: DepthDataConfig, seed: int, strides: tuple[int, ...]) -> tuple[DepthSamples, DepthSamples]:
-    """Makes the training set and the validation set, split by scene.
+def build_depth(
+    config: DepthDataConfig, seed: int, strides: tuple[int, ...], classes: tuple[str, ...]
+) -> tuple[DepthSamples, DepthSamples]:
+    """Makes the training set and the validation set, split by scene, for a network's strides and classes.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `DriveSamples.of_splits`.
@@ -92,8 +121,10 @@ def build_depth(config: DepthDataConfig, seed: int, strides: tuple[int, ...]) ->
     if not config.root:
         raise ValueError("data.root is empty: depth needs LiDAR scans; train/tools/make_world.py makes some (--data)")
     samples = DepthSamples.of_splits(config, seed)
-    for each in samples:
-        each.strides = strides
+    for each, split in zip(samples, split_names(config)):
+        each.strides, each.classes = strides, classes
+        if len(each) and set(classes) & set(MAP_CLASSES):
+            each.truth = truth_for_all_ranks(config, split, TruthConfig(MAP_SIZE))
     return samples
 
 

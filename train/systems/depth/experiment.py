@@ -22,7 +22,7 @@ class DepthExperiment(Experiment):
 
     model: DepthConfig = field(default_factory=DepthConfig)
     data: DepthDataConfig = field(default_factory=DepthDataConfig)
-    losses: dict[str, float] = field(default_factory=lambda: dict(depth=1.0))
+    losses: dict[str, float] = field(default_factory=lambda: dict(depth=1.0, objects=1.0))
     metric: str = "abs_rel"
     constant_samples: Count = 256  # training samples whose mean is the constant that depth is judged by
 
@@ -30,33 +30,36 @@ class DepthExperiment(Experiment):
         return self.model.build()
 
     def build_data(self):
-        return build_depth(self.data, self.run.seed, self.model.backbone.strides)
+        return build_depth(self.data, self.run.seed, self.model.backbone.strides, self.model.classes)
 
     def collate(self, items: Sequence[DepthBatch]) -> DepthBatch:
         return collate(items)
 
     def figure_names(self) -> tuple[str, ...]:
         by_stride = (f"abs_rel/{stride}" for stride in self.model.backbone.strides)
-        return ("abs_rel", "within_25", *(f"abs_rel_{method}" for method in METHODS[1:]), *by_stride)
+        objects = ("objects/iou",) if self.model.classes else ()
+        return ("abs_rel", "within_25", *(f"abs_rel_{method}" for method in METHODS[1:]), *by_stride, *objects)
 
     def evaluate(self, model: DepthNetwork, loader) -> dict[str, float]:
         """Measures the depth of every cell in which a point lies, between the network's nearest and farthest.
 
         `abs_rel` is the mean of |said − true| / true, `within_25` the share of the cells where the larger of both is
-        less than 1.25 times the other, means over the scales. Rivals: `abs_rel_untrained`, the same network with random
-        weights; `abs_rel_row` and `abs_rel_cell`, the geometric mean of the training samples by camera and row, and by
-        camera and cell, which see nothing of the image.
+        less than 1.25 times the other, means over the scales; `objects/iou` the intersection of the cells that have a
+        class and those that are said to over their union, the mean over the classes and scales. Rivals:
+        `abs_rel_untrained`, the same network with random weights; `abs_rel_row` and `abs_rel_cell`, the geometric mean
+        of the training samples by camera and row, and by camera and cell, which see nothing of the image.
         """
         device = next(model.parameters()).device
         rows, cells = self._constants(device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.run.seed)
-            config = replace(self.model, backbone=replace(self.model.backbone, weights=None))
-            untrained = config.build().to(device).eval()
+        untrained = self._untrained(device)
         strides = self.model.backbone.strides
         sums = torch.zeros(len(METHODS), len(strides), 3, dtype=torch.float64, device=device)
+        objects = torch.zeros(len(strides), len(self.model.classes), 2, dtype=torch.float64, device=device)
         for batch in loader:
-            said = dict(network=model(batch).depths, untrained=untrained(batch).depths, row=rows, cell=cells)
+            output = model(batch)
+            for level, (found, true) in enumerate(zip(output.labels, batch.labels)):
+                objects[level] += _overlap(found, true, len(self.model.classes))
+            said = dict(network=output.depths, untrained=untrained(batch).depths, row=rows, cell=cells)
             for i, method in enumerate(METHODS):
                 for level, (depth, true) in enumerate(zip(said[method], batch.depths)):
                     sums[i, level] += _errors(depth.expand_as(true), true, model.usable(true))
@@ -64,7 +67,17 @@ class DepthExperiment(Experiment):
         abs_rel, within = (sums[..., :2] / sums[..., 2:]).unbind(-1)
         figures = dict(abs_rel=fmean(abs_rel[0].tolist()), within_25=fmean(within[0].tolist()))
         figures |= {f"abs_rel_{method}": fmean(abs_rel[i].tolist()) for i, method in enumerate(METHODS) if i}
-        return figures | {f"abs_rel/{stride}": value for stride, value in zip(strides, abs_rel[0].tolist())}
+        figures |= {f"abs_rel/{stride}": value for stride, value in zip(strides, abs_rel[0].tolist())}
+        if self.model.classes:
+            both, either = sum_over_ranks(objects).unbind(-1)
+            figures["objects/iou"] = float((both / either)[either > 0].mean())
+        return figures
+
+    def _untrained(self, device):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.run.seed)
+            config = replace(self.model, backbone=replace(self.model.backbone, weights=None))
+            return config.build().to(device).eval()
 
     def _constants(self, device):
         """What sees nothing: for each stride the mean by row and the mean by cell, (V, h, w) metres, over all ranks."""
@@ -89,6 +102,14 @@ def _filled(sums, counts):
         rows.append(before.expand_as(logs).exp().float())
         cells.append(mean.exp().float())
     return rows, cells
+
+
+def _overlap(found, true, classes):
+    """(classes, 2) float64: cells of both, and of either, among those in which a point lies."""
+    known = true > -2
+    labels = torch.arange(classes, device=true.device)[:, None]
+    found, true = found[known] == labels, true[known] == labels
+    return torch.stack([(found & true).sum(1), (found | true).sum(1)], dim=1).double()
 
 
 def _errors(said, true, known):

@@ -21,7 +21,7 @@ from ...data.futures import EgoFuture, future_boxes
 from ...data.images import BadFile, normalised
 from ...data.lidar_depth import depth_targets
 from ...data.map_targets import line_targets
-from ...data.moments import Box, Drive, Moment
+from ...data.moments import Drive, Moment
 from ...data.splits import drives_of_splits, need_root, split_names
 from ...metrics.motion import MOTION_CLASSES
 from .frames import ego_T_lidar, in_frame, truth_in_frame
@@ -223,7 +223,7 @@ class DrivingSamples(DriveSamples):
     def _others(self, drive, index):
         if self._scene[0] != drive:
             self._scene = drive, list(self.drives[drive])
-        moves = lambda box: _detection_class(box) in MOTION_CLASSES  # noqa: E731
+        moves = lambda box: box.detection_class in MOTION_CLASSES  # noqa: E731
         return future_boxes(self._scene[1], index, self.model.head.motion.plan_steps, counts=moves)
 
 
@@ -258,12 +258,6 @@ def build_driving(config: DriveConfig, model: SparseDriveConfig, seed: int) -> t
     return sets[0], sets[1]
 
 
-def _detection_class(box: Box) -> str | None:
-    from nuscenes.eval.detection.utils import category_to_detection_name
-
-    return category_to_detection_name(box.category)
-
-
 def _label(box, classes):
-    name = _detection_class(box)
+    name = box.detection_class
     return classes.index(name) if name in classes else None

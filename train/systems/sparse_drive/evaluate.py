@@ -13,6 +13,7 @@ from ....modules.settings import Positive, Share
 from ....modules.sparse_drive.head import DriveOutput, HeadConfig
 from ....modules.sparse_drive.results import DriveResult, ResultConfig, read_results
 from ...data.splits import split_names
+from ...metrics.any_class import AnyClassMetric
 from ...metrics.detection import evaluate_detection
 from ...metrics.map import MapMetric
 from ...metrics.motion import FoundAgents, MotionMetric, TrueAgents
@@ -164,7 +165,7 @@ class DrivingFigures:
         data, self.head, self.settings = settings.data, head, settings
         self.split = split_names(data)[1]
         self.tasks = [task for task in settings.evaluation.tasks if head.with_motion or task in TASKS[:3]]
-        self.detections = {}
+        self.detections, self.any_class = {}, AnyClassMetric(data.box_distance)
         self.map = MapMetric(head.line_classes)
         self.tracking = TrackingMetric(data.root, data.version, self.split)
         self.motion = MotionMetric()
@@ -179,6 +180,8 @@ class DrivingFigures:
         sure = result.class_scores >= self.settings.evaluation.sure
         labels = torch.tensor([DETECTION_CLASSES.index(name) for name in names], dtype=torch.int64)
         self.detections[token] = Detections(boxes, result.scores, labels)
+        true = moved_boxes(truth.boxes[seen.index].cpu().double(), seen.batch.ego_T_frame[seen.index])
+        self.any_class.add(token, boxes, result.scores, true)
         chosen = sure.nonzero()[:, 0].tolist()
         if "tracking" in self.tasks:
             kept = [names[place] for place in chosen]
@@ -219,12 +222,14 @@ class DrivingFigures:
     def compute(self) -> dict[str, float]:
         """The figures that exist, the same on every rank; all ranks must call this.
 
-        Detection: as `evaluate_detection`. The others have their task in front: tracking/AMOTA, map/mAP,
-        motion/minADE/car, plan/L2/mean, …; plan/NAME/… is that of a plan without a network (which is given the true
-        boxes and velocity), or of the head that is told the vehicle's measured status.
+        Detection: as `evaluate_detection`, and `AnyClassMetric` within the distance that is learned. The others have
+        their task in front: tracking/AMOTA, map/mAP, motion/minADE/car, plan/L2/mean, …; plan/NAME/… is that of a plan
+        without a network (which is given the true boxes and velocity), or of the head that is told the vehicle's
+        measured status.
         """
         data = self.settings.data
         figures = evaluate_detection(self.detections, data.root, data.version, self.split)
+        figures |= self.any_class.compute_over_ranks()
         if "tracking" in self.tasks:
             figures |= _named("tracking", self.tracking.compute_over_ranks())
         if "map" in self.tasks:

@@ -3,14 +3,17 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from rigfuse.modules.depth.network import DepthOutput
 from rigfuse.train import main as program
 from rigfuse.train.data.lidar_depth import depth_targets
+from rigfuse.train.data.map_truth import MapLines
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.depth.data import collate
+from rigfuse.train.systems.depth.labels import labels_of_points
 
 SMALL = ("data.image_size=32,64", "run.tensorboard=false", "run.log_steps=1", "loader.batch_size=1")
 
@@ -38,14 +41,15 @@ def test_samples_have_the_depth_of_their_points(made):
 
 
 class Told(torch.nn.Module):
-    """Says a fixed share more than the truth."""
+    """Says a fixed share more than the truth, and fixed labels."""
 
-    def __init__(self, factor):
+    def __init__(self, factor, labels=()):
         super().__init__()
+        self.labels = list(labels)
         self.factor, self.gain = factor, torch.nn.Parameter(torch.ones(()))
 
     def forward(self, batch):
-        return DepthOutput([depth * self.factor for depth in batch.depths], {})
+        return DepthOutput([depth * self.factor for depth in batch.depths], self.labels, {})
 
     def usable(self, depths):
         return (depths >= 2) & (depths <= 60)
@@ -59,6 +63,39 @@ def test_figures_are_what_they_say(made):
         assert set(figures) == set(made.figure_names())
         assert figures["abs_rel"] == pytest.approx(abs(factor - 1), rel=1e-5) and figures["within_25"] == within
         assert figures["abs_rel/8"] == pytest.approx(abs(factor - 1), rel=1e-5)
+
+
+@torch.no_grad()
+def test_cells_are_told_whose_points_they_hold(small_world):
+    settings = experiment("depth_objects_tiny")
+    settings.data.root, settings.data.image_size = str(small_world), (32, 64)
+    validation = settings.build_data()[1]
+    sample = validation[0, 0]
+    moment = validation.moment(0)
+    points, car = moment.points(), settings.model.classes.index("car")
+    held = sum(int(box.holds(points).sum()) for box in moment.ego_boxes if box.detection_class == "car")
+    labels = labels_of_points(points, settings.model.classes, moment.ego_boxes, None, (60.0, 30.0))
+    assert (labels == car).sum() == held > 0
+    assert all(torch.equal(label == -2, depth == 0) for label, depth in zip(sample.labels, sample.depths))
+    assert car in sample.labels[0]
+
+    batch = collate([sample]).to("cpu")
+    right = settings.evaluate(Told(1.2, batch.labels), [batch])["objects/iou"]
+    wrong = settings.evaluate(Told(1.2, [label.clamp(max=-1) for label in batch.labels]), [batch])["objects/iou"]
+    assert (right, wrong) == (1, 0)
+
+
+def test_lines_are_told_where_points_lie_on_the_ground():
+    """A divider along x at y = 2.1, a crossing from x = 10 to 14; x ahead, y to the left, places of neither apart."""
+    lines = MapLines(
+        np.array([0, 1]),
+        [np.array([[-30.0, 2.1], [30, 2.1]]), np.array([[10.0, -5], [14, -5], [14, 5], [10, 5], [10, -5]])],
+    )
+    places = [[0, 2, 0], [-29.9, 2.3, 0.4], [0, 2.6, 0], [0, -2, 0], [12, 0, 0], [12, 2, 0], [0, 2, 0.6], [31, 2, 0]]
+    classes = ("car", "divider", "ped_crossing", "boundary")
+    labels = labels_of_points(torch.tensor(places), classes, [], lines, (60.0, 30.0))
+    assert labels.tolist() == [1, 1, -1, -1, 2, 1, -1, -1]
+    assert (labels_of_points(torch.tensor(places), ("car",), [], lines, (60.0, 30.0)) == -1).all()
 
 
 @torch.no_grad()
