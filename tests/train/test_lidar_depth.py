@@ -6,7 +6,7 @@ import torch
 
 from rigfuse.modules.rig import Camera, ImageAugmentation, Rig
 from rigfuse.train.data import open_drives
-from rigfuse.train.data.lidar_depth import class_targets, depth_targets
+from rigfuse.train.data.lidar_depth import seen_points
 
 SIZE = (24, 40)
 # Looks along the ego frame's x; focal length 10 pixels; the optical axis meets pixel (19.5, 11.5), the image's middle.
@@ -21,7 +21,7 @@ def point(u, v, depth):
 
 
 def levels(points, strides=(4, 8), **settings):
-    return depth_targets(torch.tensor(points).reshape(-1, 5), IMAGE_T_EGO, SIZE, strides, **settings)
+    return seen_points(torch.tensor(points).reshape(-1, 5), IMAGE_T_EGO, SIZE, strides, **settings).depths()
 
 
 def test_cells_begin_half_a_pixel_before_their_first_pixel():
@@ -49,11 +49,11 @@ def test_objects_come_before_what_they_stand_on():
     """In the cell of pixel (5, 5) something without a label is nearest, in that of (9, 5) there is nothing else."""
     points = [point(5, 5, 3.0), point(5, 6, 8.0), point(6, 5, 7.0), point(9, 5, 4.0), point(13, 5, 60.1)]
     places = dict(image_T_ego=IMAGE_T_EGO, size=SIZE, strides=(4, 8))
-    fine, coarse = class_targets(torch.tensor(points), torch.tensor([-1, 2, 1, -1, 0]), **places)
+    fine, coarse = seen_points(torch.tensor(points), **places).labels(torch.tensor([-1, 2, 1, -1, 0]))
     assert fine.shape == (1, 6, 10) and coarse.shape == (1, 3, 5) and fine.dtype == torch.int64
     assert fine[0, 1, :4].tolist() == [-2, 1, -1, -2] and (fine > -2).sum() == 2
     assert coarse[0, 0, :2].tolist() == [1, -1]
-    nothing = class_targets(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), **places)
+    nothing = seen_points(torch.zeros(0, 5), **places).labels(torch.zeros(0, dtype=torch.int64))
     assert all((level == -2).all() for level in nothing)
 
 
@@ -62,7 +62,7 @@ def test_classes_are_those_of_a_loop_over_points():
     u, v, depth = (torch.rand(90, generator=rng) * torch.tensor(high) for high in (39.0, 23.0, 50.0))
     points = torch.tensor([point(*each) for each in zip(u.tolist(), v.tolist(), (depth + 1).tolist())])
     labels = torch.randint(-1, 3, (90,), generator=rng)
-    (found,) = class_targets(points, labels, IMAGE_T_EGO, SIZE, (4,))
+    (found,) = seen_points(points, IMAGE_T_EGO, SIZE, (4,)).labels(labels)
     expected = torch.full((1, 6, 10), -2)
     for place in (depth + (labels < 0) * 1000).argsort(descending=True).tolist():
         expected[0, int((v[place] + 0.5) // 4), int((u[place] + 0.5) // 4)] = labels[place]
@@ -75,7 +75,7 @@ def test_augmented_images_have_the_depths_where_their_pixels_are():
     points = torch.tensor([point(u, v, 5 + i) for i, (u, v) in enumerate(uv.tolist())])
     augmentation = ImageAugmentation(resize=2.0, crop=(10, 4, 64, 40), flip=True)
     rig = Rig((CAMERA,)).augmented(augmentation)
-    (target,) = depth_targets(points, rig.image_T_ego, (40, 64), (1,))
+    (target,) = seen_points(points, rig.image_T_ego, (40, 64), (1,)).depths()
     matrix = augmentation.matrix(40, 24)
     places = torch.cat([uv.double(), torch.ones(50, 1)], 1) @ matrix.T
     for (u, v), depth in zip(places[:, :2].round().long().tolist(), range(5, 55)):
@@ -89,7 +89,7 @@ def test_the_generated_worlds_points_lie_at_the_pictures_depth(small_world):
 
     moment, errors = open_drives(small_world)[0][1], []
     height, width = moment.image("CAM_FRONT").shape[1:]
-    (target,) = depth_targets(moment.points(), moment.rig.image_T_ego, (height, width), (1,))
+    (target,) = seen_points(moment.points(), moment.rig.image_T_ego, (height, width), (1,)).depths()
     for camera, own in zip(moment.rig.cameras, target):
         file = moment.images[camera.name]
         with Image.open(small_world / "depth" / camera.name / f"{file.stem}.png") as image:

@@ -7,16 +7,19 @@ import numpy as np
 import torch
 
 from ....modules.depth.network import DepthInput
+from ....modules.detection.boxes import DETECTION_CLASSES
 from ....modules.settings import Count, Positive
+from ...command_line import nearest
 from ...data.cache import ArrayCache
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
 from ...data.driving_truth import DrivingTruth, TruthConfig, truth_for_all_ranks
 from ...data.images import normalised
-from ...data.lidar_depth import class_targets, depth_targets
+from ...data.lidar_depth import SeenPoints, seen_points
 from ...data.map_truth import MAP_CLASSES
 from ...data.splits import split_names
 from .labels import labels_of_points
 
+_CLASSES = (*DETECTION_CLASSES, *MAP_CLASSES)
 MAP_SIZE = (60.0, 30.0)  # metres ahead and behind, and to both sides, whose map lines are told
 
 
@@ -37,7 +40,7 @@ class DepthBatch:
 
     images: torch.Tensor  # (B, V, 3, H, W) uint8
     depths: list[torch.Tensor]  # for each stride (B, V, h, w) metres, 0 where no point lies
-    labels: list[torch.Tensor]  # for each stride (B, V, h, w) int64, see `class_targets`; empty without classes
+    labels: list[torch.Tensor]  # for each stride (B, V, h, w) int64, see `SeenPoints.labels`; empty without classes
     bad_files: list[str] = field(default_factory=list)  # files that could not be read, whose samples were replaced
 
     def to(self, device: torch.device | str) -> DepthInput:
@@ -56,12 +59,9 @@ class DepthBatch:
 def collate(items: Sequence[DepthBatch]) -> DepthBatch:
     """Joins batches in order."""
     images = torch.cat([item.images for item in items])
-    depths, labels = ([torch.cat(level) for level in zip(*part)] for part in _parts(items))
-    return DepthBatch(images, depths, labels, [name for item in items for name in item.bad_files])
-
-
-def _parts(items):
-    return [item.depths for item in items], [item.labels for item in items]
+    joined = lambda part: [torch.cat(level) for level in zip(*(getattr(item, part) for item in items))]  # noqa: E731
+    bad_files = [name for item in items for name in item.bad_files]
+    return DepthBatch(images, joined("depths"), joined("labels"), bad_files)
 
 
 class DepthSamples(DriveSamples):
@@ -88,22 +88,25 @@ class DepthSamples(DriveSamples):
 
     def read(self, place: int, rng: np.random.Generator) -> DepthBatch:
         moment, augmentations = self._view(place, self.draw_view(rng))
-        image_T_ego = moment.rig.augmented(augmentations).image_T_ego
-        points, where = moment.points(self.config.sweeps), (image_T_ego, self.config.image_size, self.strides)
-        depths, labels = depth_targets(points, *where), []
+        points = moment.points(self.config.sweeps)
+        seen = self._seen(points, moment, augmentations)
+        labels = []
         if self.classes:
             lines = DrivingTruth.from_arrays(self.truth[moment.token]).map if self.truth else None
             told = labels_of_points(points, self.classes, moment.ego_boxes, lines, MAP_SIZE)
-            labels = class_targets(points, told, *where)
+            labels = seen.labels(told)
         images = read_images(moment, augmentations)
-        return DepthBatch(images[None], [level[None] for level in depths], [level[None] for level in labels])
+        return DepthBatch(images[None], [level[None] for level in seen.depths()], [level[None] for level in labels])
 
     def depths(self, place: int) -> list[torch.Tensor]:
         """The depths of a key frame without augmentation, for each stride (1, V, h, w)."""
         moment, augmentations = self._view(place, {})
+        seen = self._seen(moment.points(self.config.sweeps), moment, augmentations)
+        return [level[None] for level in seen.depths()]
+
+    def _seen(self, points, moment, augmentations) -> SeenPoints:
         image_T_ego = moment.rig.augmented(augmentations).image_T_ego
-        points = moment.points(self.config.sweeps)
-        return [level[None] for level in depth_targets(points, image_T_ego, self.config.image_size, self.strides)]
+        return seen_points(points, image_T_ego, self.config.image_size, self.strides)
 
     def _view(self, place, view):
         moment = self.moment(place)
@@ -116,8 +119,11 @@ def build_depth(
     """Makes the training set and the validation set, split by scene, for a network's strides and classes.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: see `DriveSamples.of_splits`.
+        FileNotFoundError, ValueError, ImportError: see `DriveSamples.of_splits`; a class that nothing is called.
     """
+    for name in classes:
+        if name not in _CLASSES:
+            raise ValueError(f"model.classes has {name!r}{nearest(name, _CLASSES)}")
     if not config.root:
         raise ValueError("data.root is empty: depth needs LiDAR scans; train/tools/make_world.py makes some (--data)")
     samples = DepthSamples.of_splits(config, seed)

@@ -19,7 +19,7 @@ from ...data.dataset import DatasetConfig, DriveSamples, read_images
 from ...data.driving_truth import DrivingTruth, TruthConfig, truth_for_all_ranks
 from ...data.futures import EgoFuture, future_boxes
 from ...data.images import BadFile, normalised
-from ...data.lidar_depth import depth_targets
+from ...data.lidar_depth import seen_points
 from ...data.map_targets import line_targets
 from ...data.moments import Drive, Moment
 from ...data.splits import drives_of_splits, need_root, split_names
@@ -215,7 +215,8 @@ class DrivingSamples(DriveSamples):
         except OSError as error:
             raise BadFile(str(error.filename)) from error
         image_T_ego, found = batch.frames[-1].image_T_ego @ torch.linalg.inv(batch.ego_T_frame)[:, None], []
-        for stride, level in zip(strides, depth_targets(points, image_T_ego[0], (height, width), strides[:levels])):
+        seen = seen_points(points, image_T_ego[0], (height, width), strides[:levels])
+        for stride, level in zip(strides, seen.depths()):
             rows, columns = (-(-side // strides[-1]) * strides[-1] // stride for side in (height, width))
             found.append(F.pad(level, (0, columns - level.shape[2], 0, rows - level.shape[1]))[None])
         return found

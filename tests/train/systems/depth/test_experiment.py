@@ -9,7 +9,7 @@ import torch
 
 from rigfuse.modules.depth.network import DepthOutput
 from rigfuse.train import main as program
-from rigfuse.train.data.lidar_depth import depth_targets
+from rigfuse.train.data.lidar_depth import seen_points
 from rigfuse.train.data.map_truth import MapLines
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.depth.data import collate
@@ -30,7 +30,7 @@ def test_samples_have_the_depth_of_their_points(made):
     sample = validation[0, 1]
     moment = validation.moment(1)
     rig = moment.rig.augmented(validation.augmentations(moment.rig, {}))
-    expected = depth_targets(moment.points(), rig.image_T_ego, (32, 64), (8, 16))
+    expected = seen_points(moment.points(), rig.image_T_ego, (32, 64), (8, 16)).depths()
     assert sample.images.shape == (1, 6, 3, 32, 64) and sample.images.dtype == torch.uint8
     assert all(torch.equal(level[0], other) for level, other in zip(sample.depths, expected))
     assert (expected[0] > 0).sum() > 20
@@ -83,6 +83,13 @@ def test_cells_are_told_whose_points_they_hold(small_world):
     right = settings.evaluate(Told(1.2, batch.labels), [batch])["objects/iou"]
     wrong = settings.evaluate(Told(1.2, [label.clamp(max=-1) for label in batch.labels]), [batch])["objects/iou"]
     assert (right, wrong) == (1, 0)
+
+
+def test_a_class_that_nothing_is_called_is_refused(small_world):
+    settings = experiment("depth_objects_tiny")
+    settings.data.root, settings.model.classes = str(small_world), ("car", "dividers")
+    with pytest.raises(ValueError, match="model.classes has 'dividers'.*divider"):
+        settings.build_data()
 
 
 def test_lines_are_told_where_points_lie_on_the_ground():
