@@ -15,7 +15,7 @@ from ....modules.settings import Count, NonNegative, Positive, Share, Whole
 from ...data.bev import BevAugmentation
 from ...data.dataset import DatasetConfig, DriveSamples, read_images
 from ...data.images import BadFile, normalised
-from ...data.moments import Drive, Moment
+from ...data.moments import Box, Drive, Moment
 from ...data.splits import need_root
 from .sampling import Frame, put_objects
 
@@ -186,7 +186,7 @@ class DetectionSamples(DriveSamples):
         frame_T_world = torch.linalg.inv(moment.world_T_ego @ self.ego_T_frame(moment))
         rows, labels = [], []
         for box in moment.boxes:
-            label = _label(box.category)
+            label = _label(box)
             if label is None or (self.training and box.num_points is not None and box.num_points < fewest):
                 continue
             box = box.moved(frame_T_world)
@@ -260,11 +260,9 @@ def _check(config: DetectionConfig) -> None:
             raise ValueError(f"data.{name} is {getattr(config, name)}, needs {need}")
 
 
-def _label(category: str) -> int | None:
-    """The place of a nuScenes category in DETECTION_CLASSES, None where it is in none of the classes."""
-    from nuscenes.eval.detection.utils import category_to_detection_name
-
-    name = category_to_detection_name(category)
+def _label(box: Box) -> int | None:
+    """The place of a box's class in DETECTION_CLASSES, None where it is in none of them."""
+    name = box.detection_class
     return None if name is None else DETECTION_CLASSES.index(name)
 
 
