@@ -14,6 +14,7 @@ from ..attention import check_heads
 from ..backbones import FPN, BackboneConfig, ResNet
 from ..detection.batch import DetectionInput
 from ..detection.boxes import Detections, Predictions, decode
+from ..detection.dense import DenseHead
 from ..detection.denoising import Denoising, make_denoising
 from ..detection.losses import detection_losses
 from ..grid_mask import grid_mask
@@ -22,7 +23,7 @@ from ..lidar.voxels import VoxelEncoder
 from ..maps_layout import MapLayout
 from ..operations import OperationModule
 from ..rig import NUSCENES_CAMERAS
-from ..settings import Count, Range, Share, Whole
+from ..settings import Count, NonNegative, Range, Share, Whole
 from .aqr import (
     GENERATIONS,
     AQRConfig,
@@ -52,6 +53,8 @@ class DetectorConfig:
     box_code: BoxCode = "metric"  # see `TaskHeads`
     prior: Annotated[float, Range(above=0, below=1)] = 0.01  # score of every class before training
     denoising_groups: Whole = 10  # copies of each box among the denoising queries; 0 = no denoising
+    nearness: NonNegative = 0.0  # how sharply queries begin to look at what is near them, see `look_near`; 0 = not
+    dense: bool = False  # in training every cell of the BEV map is asked what stands there, see `DenseHead`
     grid_mask: Share = 0.0  # share of the training steps in which squares of the images are blanked, see `grid_mask`
     camera: BackboneConfig = field(default_factory=BackboneConfig)
     lidar: LidarConfig = field(default_factory=LidarConfig)
@@ -95,7 +98,10 @@ class DetectorConfig:
             attention_bias_generator=bias,
             denoising_groups=self.denoising_groups,
             grid_mask=self.grid_mask,
+            dense_head=DenseHead(channels, layout) if self.dense else None,
         )
+        if self.nearness:
+            detector.look_near(self.nearness)
         detector.backend = backend
         return detector.to(memory_format=torch.channels_last)  # that of the maps, and so of the weights' gradients
 
@@ -131,7 +137,7 @@ class DetectorOutput:
     """What the detector says of the matching queries; denoising queries leave nothing but their losses."""
 
     predictions: Predictions
-    losses: dict[str, torch.Tensor]  # unweighted scalars: cls, box, dn_cls, dn_box; empty outside training
+    losses: dict[str, torch.Tensor]  # unweighted scalars: cls, box, dn_cls, dn_box, dense_…; empty outside training
     weights: torch.Tensor | None  # (B, N, 2), what AQR gives camera and LiDAR; None without AQR
     reference: torch.Tensor  # (B, N, 3) metres, ego frame
     figures: dict[str, torch.Tensor]  # scalars to watch, without gradient
@@ -178,6 +184,7 @@ class CmtAqr(OperationModule):
         aqr_weight_generator, attention_bias_generator: None with generation "none".
         denoising_groups: see `make_denoising`; 0 = no denoising.
         grid_mask: chance, in training, that `grid_mask` blanks a part of the images.
+        dense_head: supervises the BEV map in training; None = only queries do.
     """
 
     def __init__(
@@ -199,6 +206,7 @@ class CmtAqr(OperationModule):
         attention_bias_generator: AttentionBiasGenerator | None = None,
         denoising_groups: int,
         grid_mask: float = 0.0,
+        dense_head: DenseHead | None = None,
     ):
         super().__init__()
         if generation not in GENERATIONS:
@@ -216,7 +224,22 @@ class CmtAqr(OperationModule):
         self.query_embed, self.layout = query_embed, query_embed.layout
         self.reference_points = nn.Parameter(torch.rand(queries, 3))
         self.aqr_weight_generator, self.attention_bias_generator = generators
-        self.transformer, self.task_heads = transformer, task_heads
+        self.transformer, self.task_heads, self.dense_head = transformer, task_heads, dense_head
+
+    @torch.no_grad()
+    def look_near(self, sharpness: float) -> None:
+        """Lets every query begin with attention to the BEV cells round its own place.
+
+        From a random start a query attends to all of both kinds of maps alike, and it takes tens of thousands of steps
+        until it reads its own surroundings. So the encodings of the BEV cells are standardised, and in each
+        cross-attention queries are projected as keys are: where encodings agree, attention is high.
+
+        Args:
+            sharpness: factor on the queries; higher = nearer, and noisier. About 1.5.
+        """
+        self.query_embed.standardise()
+        for layer in self.transformer.layers:
+            layer.cross_attention.compare(sharpness)
 
     def forward(self, batch: DetectionInput) -> DetectorOutput:
         """Detects objects; boxes and labels are read in training only, for the losses.
@@ -249,6 +272,8 @@ class CmtAqr(OperationModule):
         if self.training:
             with annotate("detection_losses"):
                 losses = detection_losses(predictions, batch.boxes, batch.labels, queries.denoising)
+                if self.dense_head is not None:
+                    losses |= self.dense_head.losses(bev, batch.boxes, batch.labels)
         first = queries.first
         matching = Predictions(predictions.logits[:, :, first:], predictions.boxes[:, :, first:])
         return DetectorOutput(matching, losses, weights, queries.points[:, first:], self._figures(weights))

@@ -44,6 +44,15 @@ class CoordinateEncoding(nn.Module):
         self.bev_embedding = _mlp(2 * channels, channels, channels)
         self.rv_embedding = _mlp(3 * depths, 4 * channels, channels)
 
+    @torch.no_grad()
+    def standardise(self) -> None:
+        """Shifts and scales `bev_embedding`: over the BEV map's cells every channel has the mean 0 and, in the mean of
+        the channels, the standard deviation 1. As it is made, all cells are much alike."""
+        layer = self.bev_embedding[-1]
+        std, mean = torch.std_mean(self._embed_bev(_centres(*self.layout.bev_shape, layer.weight.device)), dim=0)
+        layer.weight.div_(std.mean())
+        layer.bias.sub_(mean).div_(std.mean())
+
     def memory(self, image_T_ego: torch.Tensor) -> torch.Tensor:
         """Encodes the tokens' places, (B, L, C): the BEV map first, then the V camera maps, each row after row.
 

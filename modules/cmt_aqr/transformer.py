@@ -75,6 +75,13 @@ class Attention(OperationModule):
         self.value = nn.Linear(channels, channels)
         self.out = nn.Linear(channels, channels)
 
+    @torch.no_grad()
+    def compare(self, sharpness: float) -> None:
+        """Makes queries and keys be projected alike, the queries `sharpness` times as far: what is alike attends."""
+        self.query.weight.copy_(sharpness * self.key.weight)
+        self.query.bias.zero_()
+        self.key.bias.zero_()
+
     def forward(
         self,
         query: torch.Tensor,

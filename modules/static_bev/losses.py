@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.nn.functional as F
 
+from ..centres import add_peaks, peak_loss
 from .grid import BevGrid
 from .head import HeadOutput
 
 LOSSES = ("lane_focal", "lane_dice", "road_focal", "road_dice", "heat", "box")
 _GAMMA = 2.0
-_LEAST_SIGMA = 0.8  # cells
 
 
 @dataclass
@@ -105,33 +105,12 @@ def _instance_losses(output, truth, grid, turns):
         inside = (u >= 0) & (u < grid.columns) & (v >= 0) & (v < grid.rows)
         boxes, cells, u, v = boxes[inside], cells[inside], u[inside], v[inside]
         label = boxes[:, 5].long()
-        _add_gaussians(target[sample], cells.round(), label, boxes[:, 2:4].amin(1) / grid.size / 6)
+        add_peaks(target[sample], cells.round(), label, boxes[:, 2:4].amin(1) / grid.size)
         angle = boxes[:, 4] * turns[label]
         offset = (cells - cells.round()).to(boxes)
         rows.append(torch.cat([offset, boxes[:, 2:4].log(), angle.sin()[:, None], angle.cos()[:, None]], dim=1))
         places.append(torch.stack([torch.full_like(u, sample), v, u], dim=1))
-    known = truth.instances_known[:, :, None, None]
     rows, places = torch.cat(rows), torch.cat(places)
-    logs, probability = F.logsigmoid(output.heat), output.heat.sigmoid()
-    centre = target == 1
-    right = -((1 - probability) ** 2) * logs * centre
-    wrong = -((1 - target) ** 4) * probability**2 * F.logsigmoid(-output.heat) * ~centre
-    heat = ((right + wrong) * known).sum() / (centre & known).sum().clamp(min=1)
+    heat = peak_loss(output.heat, target, truth.instances_known[:, :, None, None])
     said = output.boxes[places[:, 0], :, places[:, 1], places[:, 2]]
     return heat, (said - rows).abs().sum() / max(len(rows), 1)
-
-
-def _add_gaussians(target, centres, labels, sigmas):
-    """Writes the highest of the Gaussians round the centres (N, 2) as (u, v) into (classes, rows, columns)."""
-    rows, columns = target.shape[1:]
-    for (u, v), label, sigma in zip(centres.tolist(), labels.tolist(), sigmas.clamp(min=_LEAST_SIGMA).tolist()):
-        reach = int(3 * sigma)
-        u0, u1, v0, v1 = (
-            int(x)
-            for x in (max(u - reach, 0), min(u + reach + 1, columns), max(v - reach, 0), min(v + reach + 1, rows))
-        )
-        x = torch.arange(u0, u1, device=target.device) - u
-        y = torch.arange(v0, v1, device=target.device) - v
-        bell = torch.exp(-(x.square()[None] + y.square()[:, None]) / (2 * sigma**2))
-        part = target[label, v0:v1, u0:u1]
-        torch.maximum(part, bell.to(part), out=part)

@@ -297,3 +297,39 @@ def test_what_does_not_fit_is_refused():
         CmtAqr(**{**parts, "attention_bias_generator": None}, **counts, generation="v2")
     with pytest.raises(ValueError, match="queries is 0"):
         CmtAqr(**parts, generation="v3", queries=0, denoising_groups=0)
+
+
+def test_queries_can_begin_near_their_place():
+    """A random start looks everywhere alike; `look_near` at the BEV cells round the query, whichever the layer."""
+    layout = MapLayout((16, 16), (2, 3), point_range=RANGE)
+    centres = [[x, y, 0.5] for x in (-9.0, 0.3, 7.0) for y in (-6.0, 4.4)]
+    points = torch.tensor(centres).expand(1, -1, -1)
+    projection = RIG.image_T_ego[None]
+    away = (layout.bev_cells(points)[0, :, None] - cells_of(16, 16)).norm(dim=-1)
+
+    def near(model):
+        keys = model.query_embed.memory(projection)[:, :256]
+        queries = model.query_embed.queries(points, projection, layout.cells(points, projection))
+        shares = []
+        for layer in model.transformer.layers:
+            attention = layer.cross_attention
+            q, k = (x.unflatten(-1, (2, -1)) for x in (attention.query(queries), attention.key(keys)))
+            weights = (torch.einsum("bnhd,blhd->bhnl", q, k) / q.shape[-1] ** 0.5).softmax(-1)
+            shares.append((weights[0] * (away < 3)).sum(-1).mean().item())
+        return min(shares)
+
+    model = detector()
+    model.query_embed = CoordinateEncoding(C, layout, depths=8)
+    everywhere = (away < 3).float().mean().item()
+    with torch.no_grad():
+        assert near(model) == pytest.approx(everywhere, rel=0.2)
+        model.look_near(1.5)
+        assert near(model) > 2 * everywhere
+    keys = model.query_embed.memory(projection)[0, :256]
+    torch.testing.assert_close(keys.mean(0), torch.zeros(C), atol=1e-5, rtol=0)
+    torch.testing.assert_close(keys.std(0).mean(), torch.tensor(1.0))
+
+
+def cells_of(height, width):
+    """(H·W, 2) cells (u, v), row after row."""
+    return torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(-1).float()

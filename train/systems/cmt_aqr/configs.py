@@ -145,6 +145,8 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     data.flip, data.sampled_epochs, model.grid_mask = False, 0, 0.0
     data.p_no_image = data.p_no_lidar = 0.0
     model.channels, model.queries, model.depths, model.denoising_groups = 64, 150, 16, 5
+    if model.encoding == "metric":
+        model.nearness, model.dense = 1.5, True
     model.camera.resnet, model.camera.frozen_stages, model.camera.norm_eval = "tiny", -1, False
     lidar, decoder = model.lidar, model.decoder
     lidar.voxel_size, lidar.grid, lidar.last_z_padding = (0.8, 0.8, 2.0), None, 1
@@ -152,7 +154,7 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     lidar.second, lidar.layers, lidar.frozen_stages, lidar.norm_eval = (32, 64), 1, -1, False
     decoder.layers, decoder.heads, decoder.feedforward, decoder.dropout = 2, 4, 128, 0.0
     model.aqr.feedforward = 128
-    optim.lr, optim.base_batch, optim.multipliers = 2e-3, 0, dict.fromkeys(optim.multipliers, 1.0)
+    optim.lr, optim.base_batch, optim.multipliers = 1e-3, 0, dict.fromkeys(optim.multipliers, 1.0)
     experiment.schedule.kind, experiment.schedule.warmup_steps = "cosine", 20
     experiment.loader.batch_size, experiment.loader.workers = 2, 0
     run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 8, 4, 20, "float32"

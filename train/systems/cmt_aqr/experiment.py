@@ -17,6 +17,8 @@ from ...loading import TrainingError
 from ...metrics.detection import FIGURES, evaluate_detection
 from .data import DetectionBatch, DetectionConfig, build_detection, collate
 
+_LOSSES = dict(cls=2.0, box=0.25, dn_cls=2.0, dn_box=0.25, dense_cls=1.0, dense_box=1.0)
+
 
 @dataclass
 class DetectionExperiment(Experiment):
@@ -24,7 +26,7 @@ class DetectionExperiment(Experiment):
 
     model: DetectorConfig = field(default_factory=DetectorConfig)
     data: DetectionConfig = field(default_factory=DetectionConfig)
-    losses: dict[str, float] = field(default_factory=lambda: dict(cls=2.0, box=0.25, dn_cls=2.0, dn_box=0.25))
+    losses: dict[str, float] = field(default_factory=lambda: dict(_LOSSES))
     random_frozen: tuple[str, ...] = ()  # parts that may be frozen though nobody has trained them, e.g. img_backbone
     metric: str = "NDS"
     metric_mode: Literal["min", "max"] = "max"
