@@ -14,8 +14,8 @@ from ..attention import check_heads
 from ..backbones import FPN, BackboneConfig, ResNet
 from ..detection.batch import DetectionInput
 from ..detection.boxes import Detections, Predictions, decode
-from ..detection.dense import DenseHead
 from ..detection.denoising import Denoising, make_denoising
+from ..detection.dense import DenseHead
 from ..detection.losses import detection_losses
 from ..grid_mask import grid_mask
 from ..lidar.second import SECOND, LidarConfig, SECONDNeck, SparseMiddleEncoder

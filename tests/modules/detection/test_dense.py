@@ -38,7 +38,7 @@ def expected(module, bev):
             for b, k in zip(boxes, labels.tolist())
             if b.isfinite().all() and abs(b[0]) < 8 and abs(b[1]) < 6
         ]
-        for b, k, u, v in there:
+        for b, _, u, v in there:
             centres += 1
             own = said[sample, :, round(v), round(u)]
             truth = [u - round(u), v - round(v), b[2], b[3].log(), b[4].log(), b[5].log(), b[6].sin(), b[6].cos()]
