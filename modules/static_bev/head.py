@@ -31,6 +31,7 @@ class HeadConfig:
     road: tuple[str, ...] = ROAD_CLASSES
     instances: tuple[str, ...] = INSTANCE_CLASSES
     channels: Count = 128  # of the maps at the labels' size
+    scales: Count = 1  # of the U-Net that reads the features, each half the size of the last; 1 = one convolution
     layers: Count = 5  # convolutions before the lanes and before the road
     best: Count = 100  # instances kept of a sample
     nms: Share = 0.2  # overlap from which on the worse of two instances of a class goes
@@ -73,7 +74,7 @@ class StaticSegHead(nn.Module):
         super().__init__()
         self.grid, self.config, self.upsample = grid, config, upsample
         width = config.channels
-        self.stem = _block(in_channels, width)
+        self.stem = _block(in_channels, width) if config.scales == 1 else UNet(in_channels, width, config.scales)
         self.sharpen = _block(width, width)  # after the upsampling
         self.lanes = self._branch(width, len(config.lanes), config.layers)
         self.road = self._branch(width, len(config.road), config.layers)
@@ -90,7 +91,9 @@ class StaticSegHead(nn.Module):
 
     def forward(self, features: torch.Tensor) -> HeadOutput:
         """Reads features (B, in_channels, h, w)."""
-        x = F.interpolate(self.stem(features), scale_factor=self.upsample, mode="bilinear", align_corners=False)
+        x = self.stem(features)
+        if self.upsample > 1:
+            x = F.interpolate(x, scale_factor=self.upsample, mode="bilinear", align_corners=False)
         x = self.sharpen(x)
         return HeadOutput(*(branch(x).float() for branch in (self.lanes, self.road, self.heat, self.boxes)))
 
@@ -125,6 +128,35 @@ class StaticSegHead(nn.Module):
         return [torch.nonzero(boxes[:, 5] == label)[:, 0] for label in range(len(self.config.instances))]
 
 
+class UNet(nn.Module):
+    """Looks at a map at several scales (Ronneberger et al. 2015): what one cell cannot know, its surroundings tell.
+
+    Args:
+        in_channels: C of the map.
+        width: C of every scale.
+        scales: how many, each half the size of the last.
+    """
+
+    def __init__(self, in_channels: int, width: int, scales: int):
+        super().__init__()
+        self.first = _block(in_channels, width)
+        self.down = nn.ModuleList(
+            nn.Sequential(_block(width, width, stride=2), _block(width, width)) for _ in range(scales - 1)
+        )
+        self.up = nn.ModuleList(_block(2 * width, width) for _ in range(scales - 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, H, W) → (B, width, H, W)."""
+        scales = [self.first(x)]
+        for layer in self.down:
+            scales.append(layer(scales[-1]))
+        x = scales.pop()
+        for layer in self.up:
+            finer = scales.pop()
+            x = layer(torch.cat([finer, F.interpolate(x, size=finer.shape[-2:], mode="nearest")], dim=1))
+        return x
+
+
 def padded(found: Sequence[Instances], best: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Instances of a batch as the documents have them: boxes (B, best, 6) and scores (B, best), filled with zeros."""
     boxes, scores = (torch.zeros(len(found), best, *rest, device=found[0].boxes.device) for rest in ((6,), ()))
@@ -133,5 +165,6 @@ def padded(found: Sequence[Instances], best: int) -> tuple[torch.Tensor, torch.T
     return boxes, scores
 
 
-def _block(before, after):
-    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+def _block(before, after, stride=1):
+    conv = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU())

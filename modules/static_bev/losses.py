@@ -11,6 +11,7 @@ from .head import HeadOutput
 
 LOSSES = ("lane_focal", "lane_dice", "road_focal", "road_dice", "heat", "box")
 _GAMMA = 2.0
+_LEAST_SHARE = 1e-3  # of the cells that count, below which a loss is not divided by what is true
 
 
 @dataclass
@@ -78,10 +79,13 @@ def _any_logit(logits, known):
 
 
 def _focal(logits, target, counts):
-    """Focal loss with targets in [0, 1] (Li et al. 2020, "Generalized focal loss"), over the sum of the targets."""
+    """Focal loss with targets in [0, 1] (Li et al. 2020, "Generalized focal loss"), over the sum of the targets.
+
+    Or over `_LEAST_SHARE` of the cells, where less is true: a batch without any line would outweigh all others.
+    """
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     loss = loss * (target - logits.sigmoid()).abs() ** _GAMMA
-    return (loss * counts).sum() / (target * counts).sum().clamp(min=1.0)
+    return (loss * counts).sum() / torch.maximum((target * counts).sum(), _LEAST_SHARE * counts.sum()).clamp(min=1.0)
 
 
 def _dice(logits, target, counts):

@@ -203,3 +203,27 @@ def test_a_class_that_is_not_there_does_not_count_in_dice():
     static_losses(HeadOutput(*maps), truth, grid, torch.ones(3))["lane_dice"].backward()
     there = maps[0].grad[0].flatten(1).any(1)
     assert there.tolist() == [place == 2 for place in range(9)]
+
+
+def test_a_batch_with_little_that_is_true_does_not_shout():
+    """The focal loss is divided by what is true, or by a thousandth of the cells where that is less."""
+    grid = BevGrid((0.0, 20.0), (-10.0, 10.0), 0.2)
+    maps = [torch.zeros(1, n, *grid.shape) for n in (9, 4, 3, 6)]
+    each, cells = math.log(2) / 4, 100 * 100
+    for covered, divisor in ((0, 90.0), (40, 90.0), (200, 200.0)):
+        truth = truth_of(grid, torch.empty(0, 6))
+        truth.lanes[0, 2].view(-1)[:covered] = 255
+        loss = static_losses(HeadOutput(*maps), truth, grid, torch.ones(3))["lane_focal"]
+        assert loss == pytest.approx(each * 9 * cells / divisor, rel=1e-4)
+
+
+@pytest.mark.parametrize("scales", [1, 4])
+def test_a_head_with_several_scales_sees_far(scales):
+    grid = BevGrid((0.0, 21.0), (-6.5, 6.5), 1.0)  # of odd sizes
+    head = StaticSegHead(grid, 3, 1, HeadConfig(channels=8, layers=1, scales=scales)).eval()
+    features = torch.randn(1, 3, *grid.shape, requires_grad=True)
+    output = head(features)
+    assert output.lanes.shape == (1, 9, 13, 21)
+    output.lanes[0, :, 6, 3].sum().backward()
+    columns = features.grad[0].abs().amax((0, 1)).nonzero()[:, 0]
+    assert columns.max() == (3 + 3 if scales == 1 else 20)  # three convolutions, or nearly everything

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from ....modules.settings import Count, Share, Whole
+from ....modules.settings import Count, NonNegative, Share, Whole
 from ....modules.static_bev.head import Instances
 from ....modules.static_bev.history import History
 from ....modules.static_bev.network import StaticBev
@@ -13,6 +13,8 @@ from ...distributed import sum_over_ranks
 from ...metrics.pooling import known
 from .data import StaticSamples, StaticWindow
 from .series import InstanceMetric, MapIou, SeriesMetric
+
+_SAME_MOMENT = 1e-3  # seconds, between timestamps that mean the same
 
 
 @dataclass
@@ -23,6 +25,7 @@ class EvaluationConfig:
     lost: tuple[str, ...] = ()  # cameras that are missing …
     lost_since: Literal["now", "start"] = "now"  # … at this moment only, so that the past has them, or all along
     every: Count = 1  # judges one moment of so many; the past has them all
+    since: NonNegative = 0.0  # … and only moments at least so many seconds after the first of their scene
     constant_samples: Count = 256  # training samples whose mean map is the rival that sees nothing
     pictures: Whole = 0  # samples that each evaluation draws into the run's folder, on the first rank
     picture_steps: Whole = 0  # training draws the first sample of its batch every so many steps; 0 = never
@@ -77,7 +80,7 @@ class Streamer:
     """Runs a network over the batches of a loader that gives whole scenes in order.
 
     A sample's past is what the same scene showed before. Cameras of `lost` are missing now; the past has them. Of
-    `every` moments the first is judged, the others are remembered only.
+    `every` moments, not counting those before `since`, the first is judged, the others are remembered only.
 
     Args:
         model: in evaluation mode.
@@ -91,13 +94,12 @@ class Streamer:
             raise ValueError(f"evaluation.lost names {unknown[0]!r}; the rig has {', '.join(cameras)}")
         self.model, self.config, self.history = model, config, model.new_history()
         self.lost = [cameras.index(name) for name in config.lost]
-        self._moments = 0  # so far
+        self._moments, self._scene, self._began = 0, "", 0.0  # how many counted so far; the scene and its first second
 
     @torch.no_grad()
     def __call__(self, batch: StaticWindow) -> list[Said | None]:
         """What is said of each sample of a batch; None where it isn't judged."""
-        judged = [not (self._moments + row) % self.config.every for row in range(len(batch.tokens))]
-        self._moments += len(judged)
+        judged = [self._judges(batch.frames[-1], row) for row in range(len(batch.tokens))]
         reads = self.model.config.fusion.reads_history
         if not reads and not any(judged):
             return [None] * len(judged)
@@ -113,6 +115,15 @@ class Streamer:
             if reads:
                 self.history.push(whole[0][row : row + 1], frame)
         return said
+
+    def _judges(self, frame, row):
+        scene, second = frame.scene[row], frame.timestamp[row].item()
+        if scene != self._scene:
+            self._scene, self._began = scene, second
+        if second - self._began < self.config.since - _SAME_MOMENT:
+            return False
+        self._moments += 1
+        return (self._moments - 1) % self.config.every == 0
 
     def _without(self, batch):
         if batch.features or batch.observations[-1].images is None:

@@ -215,6 +215,8 @@ def test_a_lost_camera_is_lost_now_or_from_the_start(small_world, step1):
     assert not torch.equal(now[2], since[2])
     some = Streamer(model, validation.names, replace(made.evaluation, lost=lost, every=2))(batch)
     assert some[1] is None and torch.equal(some[2].maps, now[2])  # what is not judged is remembered
+    late = Streamer(model, validation.names, replace(made.evaluation, lost=lost, since=0.5, every=2))(batch)
+    assert late[0] is late[2] is None and torch.equal(late[1].maps, now[1])  # counted from half a second on
     with pytest.raises(ValueError, match="evaluation.lost names 'CAM_TOP'; the rig has CAM_FRONT, "):
         maps(lost=("CAM_TOP",))
 
