@@ -157,7 +157,7 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     optim.lr, optim.base_batch, optim.multipliers = 1e-3, 0, dict.fromkeys(optim.multipliers, 1.0)
     experiment.schedule.kind, experiment.schedule.warmup_steps = "cosine", 20
     experiment.loader.batch_size, experiment.loader.workers = 2, 0
-    run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 8, 4, 20, "float32"
+    run.epochs, run.evaluate_epochs, run.log_steps, run.amp = 6, 6, 20, "float32"
     run.ema = 0.0
     return experiment
 
@@ -168,7 +168,8 @@ def _tiny_frozen(make: Callable[[], DetectionExperiment]) -> DetectionExperiment
     for branch in ("camera", "lidar"):
         own, theirs = getattr(experiment.model, branch), getattr(documents.model, branch)
         own.frozen_stages, own.norm_eval = theirs.frozen_stages, theirs.norm_eval
-    experiment.optim.multipliers, experiment.run.epochs = documents.optim.multipliers, 4
+    experiment.optim.multipliers = documents.optim.multipliers
+    experiment.run.epochs = experiment.run.evaluate_epochs = 1
     return experiment
 
 
