@@ -1,8 +1,11 @@
 """Objects as peaks of a map: the target of their centres and its loss (Law & Deng 2018; Zhou et al. 2019)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
+PRIOR_BIAS = -math.log(99.0)  # of the last layer: before training every class has a probability of 1 %
 _LEAST_SIGMA = 0.8  # cells
 
 
@@ -30,17 +33,15 @@ def add_peaks(target: torch.Tensor, cells: torch.Tensor, labels: torch.Tensor, w
         torch.maximum(part, bell.to(part), out=part)
 
 
-def peak_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
+def peak_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor | bool = True) -> torch.Tensor:
     """Focal loss of a map of centres over their number: a cell counts the less against, the nearer it is to a centre.
 
     Args:
         logits: floating, get gradients.
         target: the same shape, 1 at centres and less round them, see `add_peaks`.
-        known: bool, broadcasts; what is not known does not count. None = all is.
+        known: bool, broadcasts; what is not known does not count. True = all is.
     """
     probability, centre = logits.sigmoid(), target == 1
     right = -((1 - probability) ** 2) * F.logsigmoid(logits) * centre
     wrong = -((1 - target) ** 4) * probability**2 * F.logsigmoid(-logits) * ~centre
-    if known is None:
-        known = torch.ones((), dtype=torch.bool, device=logits.device)
     return ((right + wrong) * known).sum() / (centre & known).sum().clamp(min=1)

@@ -127,6 +127,7 @@ def as_upstream(config: DetectorConfig) -> DetectorConfig:
     """
     config.encoding = config.box_code = "cmt"
     config.prior, config.decoder.feedforward_dropout = 0.1, 0.0
+    config.nearness, config.dense = 0.0, False
     lidar = config.lidar
     lidar.vfe, lidar.grid, lidar.last_z_padding = "mean", (41, 1024, 1024), 0
     return config
@@ -230,8 +231,8 @@ class CmtAqr(OperationModule):
     def look_near(self, sharpness: float) -> None:
         """Lets every query begin with attention to the BEV cells round its own place.
 
-        From a random start a query attends to all of both kinds of maps alike, and it takes tens of thousands of steps
-        until it reads its own surroundings. So the encodings of the BEV cells are standardised, and in each
+        From a random start a query attends to all of both kinds of maps alike, and has to learn first to read its own
+        surroundings. So the encodings of the BEV cells are standardised, and in each
         cross-attention queries are projected as keys are: where encodings agree, attention is high.
 
         Args:

@@ -1,16 +1,14 @@
 """Asks every cell of a bird's-eye-view (BEV) map what stands there, beside what queries find in it."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from ..centres import add_peaks, peak_loss
+from ..centres import PRIOR_BIAS, add_peaks, peak_loss
 from ..maps_layout import MapLayout
 from .boxes import DETECTION_CLASSES, check_ground_truth, encode_boxes
 
-_PRIOR_BIAS = -math.log(99.0)  # before training every class has a probability of 1 %
 _BOX = slice(2, 8)  # of an encoded box: z, size, yaw
 
 
@@ -31,7 +29,7 @@ class DenseHead(nn.Module):
         self.layout = layout
         self.heat = nn.Conv2d(channels, len(DETECTION_CLASSES), 1)
         self.boxes = nn.Conv2d(channels, 8, 1)  # offset of the centre (u, v) in cells, z, log sizes, sin and cos of yaw
-        nn.init.constant_(self.heat.bias, _PRIOR_BIAS)
+        nn.init.constant_(self.heat.bias, PRIOR_BIAS)
 
     def losses(
         self, bev: torch.Tensor, boxes: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]

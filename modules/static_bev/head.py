@@ -1,6 +1,5 @@
 """What stands on the ground for good: lane markings, road areas, and things with a place and a direction."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..centres import PRIOR_BIAS
 from ..settings import Count, Share
 from .grid import BevGrid
 from .rotated import rotated_nms
@@ -20,7 +20,6 @@ LANE_CLASSES = (
 ROAD_CLASSES = ("Wall", "Curb", "Lane", "Road")
 INSTANCE_CLASSES = ("SpeedBump", "GroundSigns", "ParkingSlot")
 DIRECTED = ("GroundSigns",)  # whose angle counts modulo a whole turn; that of the others modulo half of one
-_PRIOR_BIAS = -math.log(99.0)  # before training every class has a probability of 1 %
 
 
 @dataclass
@@ -81,7 +80,7 @@ class StaticSegHead(nn.Module):
         self.heat = self._branch(width, len(config.instances), 1)
         self.boxes = self._branch(width, 6, 1)
         for branch in (self.lanes, self.road, self.heat):
-            nn.init.constant_(branch[-1].bias, _PRIOR_BIAS)
+            nn.init.constant_(branch[-1].bias, PRIOR_BIAS)
         turns = [1.0 if name in DIRECTED else 2.0 for name in config.instances]
         self.register_buffer("turns", torch.tensor(turns), persistent=False)  # the angle is learned times this
 

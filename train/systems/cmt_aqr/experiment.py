@@ -26,7 +26,7 @@ class DetectionExperiment(Experiment):
 
     model: DetectorConfig = field(default_factory=DetectorConfig)
     data: DetectionConfig = field(default_factory=DetectionConfig)
-    losses: dict[str, float] = field(default_factory=lambda: dict(_LOSSES))
+    losses: dict[str, float] = field(default_factory=_LOSSES.copy)
     random_frozen: tuple[str, ...] = ()  # parts that may be frozen though nobody has trained them, e.g. img_backbone
     metric: str = "NDS"
     metric_mode: Literal["min", "max"] = "max"
