@@ -53,7 +53,7 @@ class DetectorConfig:
     box_code: BoxCode = "metric"  # see `TaskHeads`
     prior: Annotated[float, Range(above=0, below=1)] = 0.01  # score of every class before training
     denoising_groups: Whole = 10  # copies of each box among the denoising queries; 0 = no denoising
-    nearness: NonNegative = 0.0  # how sharply queries begin to look at what is near them, see `look_near`; 0 = not
+    nearness: NonNegative = 0.0  # how sharply queries begin to look at their own place, see `QueryDecoder`; 0 = not
     dense: bool = False  # in training every cell of the BEV map is asked what stands there, see `DenseHead`
     grid_mask: Share = 0.0  # share of the training steps in which squares of the images are blanked, see `grid_mask`
     camera: BackboneConfig = field(default_factory=BackboneConfig)
@@ -77,6 +77,7 @@ class DetectorConfig:
         lidar = self.lidar.build(point_range, channels)
         shared_conv = nn.Conv2d(2 * channels, channels, 3, padding=1, bias=False)
         backbone = ResNet(self.camera, (_STRIDE, 2 * _STRIDE))
+        heads = self.decoder.heads if self.nearness else 0
         parts = dict(
             img_backbone=backbone,
             img_neck=FPN(backbone.channels, channels, levels=1),
@@ -85,8 +86,8 @@ class DetectorConfig:
             pts_backbone=lidar.backbone,
             pts_neck=lidar.neck,
             shared_conv=nn.Sequential(shared_conv, nn.BatchNorm2d(channels), nn.ReLU()),
-            query_embed=CoordinateEncoding(channels, layout, depths=self.depths, encoding=self.encoding),
-            transformer=QueryDecoder(channels, self.decoder),
+            query_embed=CoordinateEncoding(channels, layout, depths=self.depths, encoding=self.encoding, heads=heads),
+            transformer=QueryDecoder(channels, self.decoder, nearness=self.nearness),
             task_heads=TaskHeads(channels, self.decoder.layers, box_code=self.box_code, prior=self.prior),
         )
         weights, bias = self.aqr.build(channels, layout)
@@ -100,8 +101,6 @@ class DetectorConfig:
             grid_mask=self.grid_mask,
             dense_head=DenseHead(channels, layout) if self.dense else None,
         )
-        if self.nearness:
-            detector.look_near(self.nearness)
         detector.backend = backend
         return detector.to(memory_format=torch.channels_last)  # that of the maps, and so of the weights' gradients
 
@@ -227,21 +226,6 @@ class CmtAqr(OperationModule):
         self.aqr_weight_generator, self.attention_bias_generator = generators
         self.transformer, self.task_heads, self.dense_head = transformer, task_heads, dense_head
 
-    @torch.no_grad()
-    def look_near(self, sharpness: float) -> None:
-        """Lets every query begin with attention to the BEV cells round its own place.
-
-        From a random start a query attends to all of both kinds of maps alike, and has to learn first to read its own
-        surroundings. So the encodings of the BEV cells are standardised, and in each
-        cross-attention queries are projected as keys are: where encodings agree, attention is high.
-
-        Args:
-            sharpness: factor on the queries; higher = nearer, and noisier. About 1.5.
-        """
-        self.query_embed.standardise()
-        for layer in self.transformer.layers:
-            layer.cross_attention.compare(sharpness)
-
     def forward(self, batch: DetectionInput) -> DetectorOutput:
         """Detects objects; boxes and labels are read in training only, for the losses.
 
@@ -274,7 +258,8 @@ class CmtAqr(OperationModule):
             with annotate("detection_losses"):
                 losses = detection_losses(predictions, batch.boxes, batch.labels, queries.denoising)
                 if self.dense_head is not None:
-                    losses |= self.dense_head.losses(bev, batch.boxes, batch.labels)
+                    scanned = torch.tensor([len(part) > 0 for part in batch.points], device=bev.device)
+                    losses |= self.dense_head.losses(bev, batch.boxes, batch.labels, scanned)
         first = queries.first
         matching = Predictions(predictions.logits[:, :, first:], predictions.boxes[:, :, first:])
         return DetectorOutput(matching, losses, weights, queries.points[:, first:], self._figures(weights))
@@ -296,10 +281,20 @@ class CmtAqr(OperationModule):
         return maps
 
     def bev_map(self, points: list[torch.Tensor]) -> torch.Tensor:
-        """Turns the points of each sample (P, F), see `DetectionInput`, into maps (B, C, H, W); there may be none."""
-        sample = torch.cat([torch.full((len(part),), index, device=part.device) for index, part in enumerate(points)])
-        voxels = self.pts_voxel_encoder(torch.cat(points), sample, len(points))
-        return self.shared_conv(self.pts_neck(self.pts_backbone(self.pts_middle_encoder(voxels))))
+        """Turns the points of each sample (P, F), see `DetectionInput`, into maps (B, C, H, W). A sample without points
+        has a map of zeros, which batch norms do not see: with it in a small batch they would fit neither kind."""
+        scanned = [index for index, part in enumerate(points) if len(part)]
+        branch = self.pts_voxel_encoder, self.pts_middle_encoder, self.pts_backbone, self.pts_neck, self.shared_conv
+        if not scanned:
+            idle = sum(parameter.sum() for part in branch for parameter in part.parameters())  # has a gradient, of 0
+            return (0 * idle).expand(len(points), self.shared_conv[0].out_channels, *self.layout.bev_shape)
+        rows = [torch.full((len(points[i]),), place, device=points[i].device) for place, i in enumerate(scanned)]
+        voxels = self.pts_voxel_encoder(torch.cat([points[i] for i in scanned]), torch.cat(rows), len(scanned))
+        maps = self.shared_conv(self.pts_neck(self.pts_backbone(self.pts_middle_encoder(voxels))))
+        if len(scanned) == len(points):
+            return maps
+        rows = torch.tensor(scanned, device=maps.device)
+        return maps.new_zeros(len(points), *maps.shape[1:]).index_copy(0, rows, maps)
 
     def _queries(self, batch: DetectionInput) -> _Queries:
         """The matching queries, in training behind denoising ones that are drawn anew for every batch."""

@@ -27,31 +27,38 @@ class CoordinateEncoding(nn.Module):
     depths stop one step before x_max; a camera sees what is at any depth above 0; no gradient through a query's depth.
     "metric" has wavelengths that double, the cells' centres, and depths up to x_max.
 
+    With `heads`, places are told apart from the first step on, where two networks from random weights give all places
+    much the same vector. To what the networks say, which begins at zero, sines and cosines are added: of x and y in the
+    channels of the first half of the attention heads, of a ray's direction in those of the others. Their inner
+    products are bells round equal places, for either kind of map by itself.
+
     Args:
         channels: C; even, and with "cmt" a multiple of 4.
         layout: of the maps.
         depths: number of points on a ray, from 1 m to x_max metres in front of the camera in equal steps.
         encoding: "metric" or "cmt".
+        heads: of the attention that compares the encodings, each of a multiple of 4 channels; 0 = only the networks.
     """
 
-    def __init__(self, channels: int, layout: MapLayout, *, depths: int = 64, encoding: Encoding = "metric"):
+    def __init__(
+        self, channels: int, layout: MapLayout, *, depths: int = 64, encoding: Encoding = "metric", heads: int = 0
+    ):
         super().__init__()
         if channels % 2:
             raise ValueError(f"CoordinateEncoding: channels is {channels}, needs an even number")
         if depths < 1:
             raise ValueError(f"CoordinateEncoding: depths is {depths}, needs at least 1")
+        if heads and channels % (4 * heads):
+            needed = f"a multiple of 4 for each of {heads} heads"
+            raise ValueError(f"CoordinateEncoding: channels is {channels}, needs {needed}")
         self.channels, self.layout, self.depths, self.as_cmt = channels, layout, depths, encoding == "cmt"
+        self.bev_heads, self.view_heads = (heads + 1) // 2, heads // 2
         self.bev_embedding = _mlp(2 * channels, channels, channels)
         self.rv_embedding = _mlp(3 * depths, 4 * channels, channels)
-
-    @torch.no_grad()
-    def standardise(self) -> None:
-        """Shifts and scales `bev_embedding`: over the BEV map's cells every channel has the mean 0 and, in the mean of
-        the channels, the standard deviation 1. As it is made, all cells are much alike."""
-        layer = self.bev_embedding[-1]
-        std, mean = torch.std_mean(self._embed_bev(_centres(*self.layout.bev_shape, layer.weight.device)), dim=0)
-        layer.weight.div_(std.mean())
-        layer.bias.sub_(mean).div_(std.mean())
+        if heads:
+            for network in (self.bev_embedding, self.rv_embedding):
+                nn.init.zeros_(network[-1].weight)
+                nn.init.zeros_(network[-1].bias)
 
     def memory(self, image_T_ego: torch.Tensor) -> torch.Tensor:
         """Encodes the tokens' places, (B, L, C): the BEV map first, then the V camera maps, each row after row.
@@ -70,7 +77,7 @@ class CoordinateEncoding(nn.Module):
             pixels = F.pad(_centres(height, width, device) * size - shift, (0, 1), value=1.0)  # (h·w, 3): u, v, 1
             step = pixels @ ego_T_ray.mT  # (B, V, h·w, 3)
             rays = origin[:, :, None, None] + self._depth(device) * step[..., None, :]
-            views = self._embed_rays(rays).flatten(1, 2)
+            views = self._embed_rays(rays, step).flatten(1, 2)
         return torch.cat([bev.expand(len(views), -1, -1), views], dim=1)
 
     def queries(self, points: torch.Tensor, image_T_ego: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
@@ -101,8 +108,9 @@ class CoordinateEncoding(nn.Module):
             ratio = self._depth(device) / torch.where(seen, depth, 1.0)[..., None, None]  # (B, N, V, D, 1)
             origin = _cameras(image_T_ego, device)[0][:, None]  # (B, 1, V, 3)
             # A ray's points are the query's point moved towards the camera or away from it.
-            rays = origin[..., None, :] + ratio * (points[:, :, None] - origin)[..., None, :]
-            views = torch.where(seen[..., None], self._embed_rays(rays), 0.0).sum(2)
+            away = torch.where(seen[..., None], points[:, :, None] - origin, 1.0)
+            rays = origin[..., None, :] + ratio * away[..., None, :]
+            views = torch.where(seen[..., None], self._embed_rays(rays, away), 0.0).sum(2)
             return torch.where(finite, bev + views, 0.0)
 
     def _range(self, device):
@@ -118,14 +126,30 @@ class CoordinateEncoding(nn.Module):
 
     def _embed_bev(self, places):
         """places (…, 2), x and y relative to the range → (…, C)."""
-        places = places.to(self.bev_embedding[0].weight.dtype)
-        waves = linear_waves(places, self.channels) if self.as_cmt else sinusoidal(places, 2 * self.channels)
-        return self.bev_embedding(waves)
+        values = places.to(self.bev_embedding[0].weight.dtype)
+        waves = linear_waves(values, self.channels) if self.as_cmt else sinusoidal(values, 2 * self.channels)
+        return self.bev_embedding(waves) + self._bells(math.pi * places, self.bev_heads, behind=self.view_heads)
 
-    def _embed_rays(self, rays):
-        """rays (…, D, 3) metres, ego frame → (…, C)."""
+    def _embed_rays(self, rays, away):
+        """rays (…, D, 3) metres, ego frame, and their directions (…, 3) of any length → (…, C)."""
         low, extent = self._range(rays.device)
-        return self.rv_embedding(((rays - low) / extent).flatten(-2).to(self.rv_embedding[0].weight.dtype))
+        turn = torch.atan2(away[..., 1], away[..., 0])
+        slope = away[..., 2] / away[..., :2].norm(dim=-1).clamp(min=_EDGE)
+        phases = torch.stack([turn, 2 * slope], dim=-1)  # whole harmonics of the turn: no seam behind the vehicle
+        learned = self.rv_embedding(((rays - low) / extent).flatten(-2).to(self.rv_embedding[0].weight.dtype))
+        return learned + self._bells(phases, self.view_heads, before=self.bev_heads)
+
+    def _bells(self, phases, heads, before=0, behind=0):
+        """Waves of two phases (…, 2) float64, radians, the same for each of some heads, zeros for those before and
+        behind → (…, C), or 0.0 without any heads."""
+        if not heads:
+            return 0.0
+        width = self.channels // (before + heads + behind)
+        harmonics = torch.logspace(0, 3, width // 4, base=2, dtype=phases.dtype, device=phases.device).round()
+        phases = (phases[..., None] * harmonics).flatten(-2)
+        waves = math.sqrt(2) * torch.cat([phases.sin(), phases.cos()], dim=-1)  # of variance 1
+        waves = waves.to(self.bev_embedding[0].weight.dtype).repeat(*[1] * (waves.ndim - 1), heads)
+        return F.pad(waves, (before * width, behind * width))
 
 
 def inverse_sigmoid(share: torch.Tensor) -> torch.Tensor:

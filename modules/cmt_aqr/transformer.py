@@ -77,7 +77,11 @@ class Attention(OperationModule):
 
     @torch.no_grad()
     def compare(self, sharpness: float) -> None:
-        """Makes queries and keys be projected alike, the queries `sharpness` times as far: what is alike attends."""
+        """Makes what is alike attend: each head compares channels of its own, queries projected as keys are and
+        `sharpness` times as far."""
+        width = len(self.key.weight) // self.heads
+        turns = [nn.init.orthogonal_(torch.empty(width, width)) for _ in range(self.heads)]
+        self.key.weight.copy_(torch.block_diag(*turns))
         self.query.weight.copy_(sharpness * self.key.weight)
         self.query.bias.zero_()
         self.key.bias.zero_()
@@ -144,10 +148,20 @@ class QueryDecoder(OperationModule):
     Args:
         channels: C of queries and tokens.
         config: see `DecoderConfig`; None = its defaults.
+        nearness: above 0, every query begins with attention to its own place, where encodings tell places apart
+            (`CoordinateEncoding` with `heads`): queries are projected as keys are, so many times as far. From a random
+            start they attend to all tokens alike and have to learn first to read their own surroundings. About 3.
         backend: of `window_bias_attention`.
     """
 
-    def __init__(self, channels: int, config: DecoderConfig | None = None, *, backend: str | None = None):
+    def __init__(
+        self,
+        channels: int,
+        config: DecoderConfig | None = None,
+        *,
+        nearness: float = 0.0,
+        backend: str | None = None,
+    ):
         super().__init__()
         config = config or DecoderConfig()
         check_heads("QueryDecoder: heads", config.heads, channels, smallest=8)  # routing itself needs 16
@@ -159,6 +173,8 @@ class QueryDecoder(OperationModule):
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
+        for layer in self.layers if nearness else ():
+            layer.cross_attention.compare(nearness)
         self.backend = backend
 
     def forward(

@@ -32,7 +32,11 @@ class DenseHead(nn.Module):
         nn.init.constant_(self.heat.bias, PRIOR_BIAS)
 
     def losses(
-        self, bev: torch.Tensor, boxes: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]
+        self,
+        bev: torch.Tensor,
+        boxes: Sequence[torch.Tensor],
+        labels: Sequence[torch.Tensor],
+        known: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Computes `dense_cls`, the focal loss of the centres, and `dense_box`, the L1 of the boxes at them, scalars.
 
@@ -40,13 +44,14 @@ class DenseHead(nn.Module):
             bev: (B, C, H, W), gets gradients.
             boxes, labels: as for `detection_losses`; a box whose centre is not on the map, or that is not finite, does
                 not count.
+            known: (B,) bool; a sample of which it is False does not count: its map was made of nothing.
         """
         check_ground_truth("DenseHead.losses", boxes, labels)
         heat, said = self.heat(bev).float(), self.boxes(bev).float()
         target, rows, places = torch.zeros_like(heat), [], []
         for sample, (box, label) in enumerate(zip(boxes, labels)):
             cells, code = self.layout.bev_cells(box[None, :, :3])[0], encode_boxes(box)[:, _BOX]
-            there = cells.isfinite().all(1) & code.isfinite().all(1)
+            there = cells.isfinite().all(1) & code.isfinite().all(1) & known[sample]
             cells, code, label, size = cells[there], code[there], label[there], box[there, 3:5]
             u, v = cells.round().long().unbind(-1)
             add_peaks(target[sample], cells.round(), label, size.amin(1) / self._cell())
@@ -54,7 +59,8 @@ class DenseHead(nn.Module):
             places.append(torch.stack([torch.full_like(u, sample), v, u], dim=1))
         rows, places = torch.cat(rows), torch.cat(places)
         found = said[places[:, 0], :, places[:, 1], places[:, 2]]
-        return dict(dense_cls=peak_loss(heat, target), dense_box=(found - rows).abs().sum() / max(len(rows), 1))
+        asked = known[:, None, None, None]
+        return dict(dense_cls=peak_loss(heat, target, asked), dense_box=(found - rows).abs().sum() / max(len(rows), 1))
 
     def _cell(self):
         """The side of a cell along x, metres."""

@@ -13,6 +13,7 @@ from rigfuse.modules.cmt_aqr.encodings import CoordinateEncoding
 from rigfuse.modules.cmt_aqr.head import TaskHeads
 from rigfuse.modules.cmt_aqr.transformer import DecoderConfig, QueryDecoder
 from rigfuse.modules.detection.batch import DetectionInput
+from rigfuse.modules.detection.dense import DenseHead
 from rigfuse.modules.lidar.second import SECOND, SECONDNeck, SparseMiddleEncoder
 from rigfuse.modules.lidar.voxels import VoxelEncoder
 from rigfuse.modules.maps_layout import MapLayout
@@ -300,34 +301,50 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_queries_can_begin_near_their_place():
-    """A random start looks everywhere alike; `look_near` at the BEV cells round the query, whichever the layer."""
-    layout = MapLayout((16, 16), (2, 3), point_range=RANGE)
-    centres = [[x, y, 0.5] for x in (-9.0, 0.3, 7.0) for y in (-6.0, 4.4)]
-    points = torch.tensor(centres).expand(1, -1, -1)
-    projection = RIG.image_T_ego[None]
-    away = (layout.bev_cells(points)[0, :, None] - cells_of(16, 16)).norm(dim=-1)
+    """A random start looks everywhere alike; with nearness half of the heads look at the BEV cells round the query,
+    half at the cameras' cells that may show it, whichever the layer."""
+    layout = MapLayout((16, 16), (4, 6), point_range=RANGE)
+    projection = nuscenes_like_rig().augmented(ImageAugmentation(resize=0.08, crop=(8, 8, 96, 64))).image_T_ego[None]
+    points = torch.tensor([[x, y, 0.5] for x in (-9.0, 0.3, 7.0) for y in (-6.0, 4.4)])[None]
+    cells = layout.cells(points, projection)
+    on_bev = (cells[0, :, :1] - cells_of(16, 16)).norm(dim=-1) < 3
+    on_views = (cells[0, :, 1:, None] - cells_of(4, 6)).norm(dim=-1).flatten(1) < 1.5
+    assert on_views.any(1).all()
 
-    def near(model):
-        keys = model.query_embed.memory(projection)[:, :256]
-        queries = model.query_embed.queries(points, projection, layout.cells(points, projection))
-        shares = []
-        for layer in model.transformer.layers:
+    def shares(heads, nearness):
+        """What of each head's attention falls near the queries, on the BEV map and on the cameras', (layers, 2, 2)."""
+        torch.manual_seed(3)
+        encodings = CoordinateEncoding(C, layout, depths=8, heads=heads)
+        keys, queries = encodings.memory(projection), encodings.queries(points, projection, cells)
+        found = []
+        for layer in QueryDecoder(C, DecoderConfig(LAYERS, heads=2), nearness=nearness).layers:
             attention = layer.cross_attention
             q, k = (x.unflatten(-1, (2, -1)) for x in (attention.query(queries), attention.key(keys)))
-            weights = (torch.einsum("bnhd,blhd->bhnl", q, k) / q.shape[-1] ** 0.5).softmax(-1)
-            shares.append((weights[0] * (away < 3)).sum(-1).mean().item())
-        return min(shares)
+            weights = (torch.einsum("bnhd,blhd->bhnl", q, k) / q.shape[-1] ** 0.5).softmax(-1)[0]
+            weights = weights * torch.cat([on_bev, on_views], dim=1)
+            found.append(torch.stack([part.sum(-1).mean(-1) for part in weights.split([256, 6 * 24], dim=-1)], dim=1))
+        return torch.stack(found)
 
-    model = detector()
-    model.query_embed = CoordinateEncoding(C, layout, depths=8)
-    everywhere = (away < 3).float().mean().item()
+    everywhere = torch.stack([on_bev.sum(1).float().mean(), on_views.sum(1).float().mean()]) / 400
     with torch.no_grad():
-        assert near(model) == pytest.approx(everywhere, rel=0.2)
-        model.look_near(1.5)
-        assert near(model) > 2 * everywhere
-    keys = model.query_embed.memory(projection)[0, :256]
-    torch.testing.assert_close(keys.mean(0), torch.zeros(C), atol=1e-5, rtol=0)
-    torch.testing.assert_close(keys.std(0).mean(), torch.tensor(1.0))
+        torch.testing.assert_close(shares(0, 0.0), everywhere.expand(LAYERS, 2, 2), rtol=0.5, atol=0)
+        near = shares(2, 2.0)
+    assert (near[:, 0, 0] > 0.4).all() and (near[:, 1, 1] > 0.4).all()
+
+
+def test_a_sample_without_points_leaves_the_others_alone():
+    """In training too, where batch norms take the statistics of the batch; its own map is zeros, asked nothing."""
+    model, batch = detector().train(), make_batch(3)
+    model.dense_head = DenseHead(C, LAYOUT)
+    maps = model.bev_map(batch.points)
+    assert torch.equal(maps[[0, 2]], model.bev_map([batch.points[0], batch.points[2]])) and not maps[1].any()
+    nothing = model.bev_map([batch.points[1]])
+    assert nothing.shape == maps[:1].shape and not nothing.any()
+    nothing.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.pts_backbone.parameters())
+    norms_eval(model)
+    moved = replace(batch, boxes=[boxes * (1 + 0.1 * (place == 1)) for place, boxes in enumerate(batch.boxes)])
+    assert model(moved).losses["dense_box"] == model(batch).losses["dense_box"]
 
 
 def cells_of(height, width):

@@ -20,10 +20,10 @@ SPAN = torch.tensor(RANGE, dtype=torch.float64)[3:] - torch.tensor(RANGE, dtype=
 LOW = torch.tensor(RANGE[:3], dtype=torch.float64)
 
 
-def encoding(channels=8, depths=DEPTHS):
+def encoding(channels=8, depths=DEPTHS, heads=0):
     torch.manual_seed(3)
     layout = MapLayout((4, 6), SHAPE, stride=STRIDE, point_range=RANGE)
-    return CoordinateEncoding(channels, layout, depths=depths).double()
+    return CoordinateEncoding(channels, layout, depths=depths, heads=heads).double()
 
 
 def queries(module, points, image_T_ego):
@@ -63,6 +63,34 @@ def test_a_query_resembles_the_tokens_that_show_it():
         views = queries(module, reference, IMAGE_T_EGO)[sample, 0] - module.bev_embedding(sinusoidal(place, 16))
         token = memory[sample, 24 + camera * 60 + cell[1] * 12 + cell[0]]
         torch.testing.assert_close(views, token)
+
+
+def test_with_heads_equal_places_are_alike_from_the_start():
+    """Inner products of one head are twice the sum of the cosines of 1, 2, 4 and 8 times what two places differ by:
+    half turns over the range along x and y, or the angle round the ego and twice the slope of two rays."""
+    module = encoding(channels=48, heads=3)  # two heads for the BEV map, one for the cameras
+    memory = module.memory(IMAGE_T_EGO)[0]
+    assert not memory[:24, 32:].any() and not memory[24:, :32].any()
+    half_turns = math.pi * torch.tensor([3 / 6, -2 / 4], dtype=torch.float64)  # from cell (1, 3) to (4, 1)
+    a, b = memory[3 * 6 + 1], memory[1 * 6 + 4]
+    for head in (slice(0, 16), slice(16, 32)):
+        torch.testing.assert_close(a[head] @ b[head], bell(half_turns))
+    for one, other in (((0, 5, 2), (0, 6, 4)), ((3, 1, 1), (3, 10, 0)), ((3, 11, 2), (4, 0, 3))):
+        tokens = [memory[24 + camera * 60 + row * 12 + column, 32:] for camera, column, row in (one, other)]
+        rays = [at_depth(0, c, (u, v), 9.0) - at_depth(0, c, (u, v), 2.0) for c, u, v in (one, other)]
+        turns, slopes = zip(*((torch.atan2(y, x), z / torch.hypot(x, y)) for x, y, z in rays))
+        torch.testing.assert_close(
+            tokens[0] @ tokens[1], bell(torch.stack([turns[0] - turns[1], 2 * (slopes[0] - slopes[1])]))
+        )
+    point = at_depth(0, 3, (7, 2), 6.0)
+    query = queries(module, point.expand(2, 1, 3), IMAGE_T_EGO)[0, 0]
+    torch.testing.assert_close(query[32:], memory[24 + 3 * 60 + 2 * 12 + 7, 32:])
+    reference = torch.tensor([[[20.0, 1.0, 1.0], [-15.0, 0.3, 0.5]]], dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda points: queries(module, points, IMAGE_T_EGO[:1]), reference)
+
+
+def bell(phases):
+    return 2 * torch.cos(torch.tensor([[1.0], [2.0], [4.0], [8.0]]) * phases).sum()
 
 
 def test_the_cameras_that_see_a_query_are_summed_and_none_adds_nothing():
@@ -122,6 +150,8 @@ def test_settings_and_geometry_that_do_not_fit():
         CoordinateEncoding(7, MapLayout())
     with pytest.raises(ValueError, match="depths is 0, needs at least 1"):
         CoordinateEncoding(8, MapLayout(), depths=0)
+    with pytest.raises(ValueError, match="channels is 24, needs a multiple of 4 for each of 4 heads"):
+        CoordinateEncoding(24, MapLayout(), heads=4)
     for call in (
         encoding().memory,
         lambda matrix: encoding().queries(torch.zeros(2, 1, 3), matrix, torch.zeros(2, 1, 7, 2)),

@@ -21,6 +21,7 @@ BOXES = [
     torch.empty(0, 9, dtype=torch.float64),
 ]
 LABELS = [torch.tensor([0, 3, 3, 1, 2]), torch.empty(0, dtype=torch.int64)]
+ALL = torch.ones(2, dtype=torch.bool)
 
 
 def head(seed=0):
@@ -65,7 +66,7 @@ def expected(module, bev):
 
 def test_the_losses_are_those_of_every_cell():
     module, bev = head()
-    losses = module.losses(bev, BOXES, LABELS)
+    losses = module.losses(bev, BOXES, LABELS, ALL)
     want = expected(module, bev)
     torch.testing.assert_close(losses["dense_cls"], want[0].float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(losses["dense_box"], want[1].float(), rtol=1e-5, atol=1e-6)
@@ -73,17 +74,24 @@ def test_the_losses_are_those_of_every_cell():
     torch.testing.assert_close(own, torch.autograd.grad(sum(want), bev)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_sample_that_is_not_known_does_not_count():
+    module, bev = head()
+    losses = module.losses(bev, BOXES[::-1], LABELS[::-1], torch.tensor([True, False]))
+    alone = module.losses(bev[:1], BOXES[1:], LABELS[1:], ALL[:1])
+    assert losses == alone and losses["dense_box"] == 0 and losses["dense_cls"] > 0
+
+
 def test_nothing_to_find_asks_for_nothing_to_be_found():
     module, bev = head()
     nothing = [BOXES[1], BOXES[1]], [LABELS[1], LABELS[1]]
-    losses = module.losses(bev, *nothing)
+    losses = module.losses(bev, *nothing, ALL)
     assert losses["dense_box"] == 0 and losses["dense_cls"] > 0
     sum(losses.values()).backward()
     with torch.no_grad():
-        assert module.losses(bev - 0.1 * bev.grad, *nothing)["dense_cls"] < losses["dense_cls"]
+        assert module.losses(bev - 0.1 * bev.grad, *nothing, ALL)["dense_cls"] < losses["dense_cls"]
 
 
 def test_a_wrong_shape_is_refused():
     module, bev = head()
     with pytest.raises(ValueError, match=r"DenseHead.losses: boxes\[0\]"):
-        module.losses(bev, [BOXES[0][:, :7], BOXES[1]], LABELS)
+        module.losses(bev, [BOXES[0][:, :7], BOXES[1]], LABELS, ALL)

@@ -143,10 +143,10 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     data.point_range = (-38.4, -38.4, -3.0, 38.4, 38.4, 5.0)
     data.bev_rotation, data.bev_scale, data.bev_flip, data.bev_translation = 0.0, (1.0, 1.0), False, 0.0
     data.flip, data.sampled_epochs, model.grid_mask = False, 0, 0.0
-    data.p_no_image = data.p_no_lidar = 0.0
+    data.p_no_image = 0.0  # images are what it reads last
     model.channels, model.queries, model.depths, model.denoising_groups = 64, 150, 16, 5
     if model.encoding == "metric":
-        model.nearness, model.dense = 1.5, True
+        model.nearness, model.dense = 3.0, True
     model.camera.resnet, model.camera.frozen_stages, model.camera.norm_eval = "tiny", -1, False
     lidar, decoder = model.lidar, model.decoder
     lidar.voxel_size, lidar.grid, lidar.last_z_padding = (0.8, 0.8, 2.0), None, 1
@@ -163,12 +163,13 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
 
 
 def _tiny_frozen(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
-    """The tiny one with the documents' freezing and multipliers, to be fine-tuned from a trained tiny one."""
+    """The tiny one with the documents' freezing, multipliers and lost sensors, to be fine-tuned from a trained one."""
     experiment, documents = _tiny(make), make()
     for branch in ("camera", "lidar"):
         own, theirs = getattr(experiment.model, branch), getattr(documents.model, branch)
         own.frozen_stages, own.norm_eval = theirs.frozen_stages, theirs.norm_eval
     experiment.optim.multipliers = documents.optim.multipliers
+    experiment.data.p_no_image = documents.data.p_no_image
     experiment.run.epochs = experiment.run.evaluate_epochs = 1
     return experiment
 
