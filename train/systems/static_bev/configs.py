@@ -55,7 +55,7 @@ def _tiny(make: Callable[[], StaticBevExperiment]) -> StaticBevExperiment:
     model.view.heights, model.view.places, model.view.heads = (0.0,), 1, 4
     model.image_channels, model.channels = 32, 32
     model.head.channels, model.head.layers, model.head.scales = 32, 1, 4
-    model.history.intervals = (0.5, 1.0, 1.5)
+    model.history.intervals = (0.5, 1.0)
     model.fusion.mode = "bilinear"
     data.image_size, data.shift, data.p_lost, data.remember = (96, 320), False, 0.25, 2000
     experiment.optim.lr, experiment.optim.base_batch, experiment.schedule.warmup_steps = 3e-3, 0, 20
