@@ -289,13 +289,13 @@ class CmtAqr(OperationModule):
         if not scanned:
             idle = sum(parameter.sum() for part in branch for parameter in part.parameters())  # has a gradient, of 0
             return (0 * idle).expand(len(points), self.shared_conv[0].out_channels, *self.layout.bev_shape)
-        rows = [torch.full((len(points[i]),), place, device=points[i].device) for place, i in enumerate(scanned)]
-        voxels = self.pts_voxel_encoder(torch.cat([points[i] for i in scanned]), torch.cat(rows), len(scanned))
+        sample = [torch.full((len(points[i]),), place, device=points[i].device) for place, i in enumerate(scanned)]
+        voxels = self.pts_voxel_encoder(torch.cat([points[i] for i in scanned]), torch.cat(sample), len(scanned))
         maps = self.shared_conv(self.pts_neck(self.pts_backbone(self.pts_middle_encoder(voxels))))
         if len(scanned) == len(points):
             return maps
-        rows = torch.tensor(scanned, device=maps.device)
-        return maps.new_zeros(len(points), *maps.shape[1:]).index_copy(0, rows, maps)
+        places = torch.tensor(scanned, device=maps.device)
+        return maps.new_zeros(len(points), *maps.shape[1:]).index_copy(0, places, maps)
 
     def _queries(self, batch: DetectionInput) -> _Queries:
         """The matching queries, in training behind denoising ones that are drawn anew for every batch."""
