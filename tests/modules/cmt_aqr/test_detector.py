@@ -257,6 +257,15 @@ def test_frozen_branches_do_not_move_and_keep_nothing_for_backward():
     assert kept == saved_bytes(frozen, batch) < 0.75 * saved_bytes(detector().train(), batch)
 
 
+def test_routing_keeps_no_keys_and_values_of_all_tokens():
+    """They are computed again in backward: kept, they were a tenth of a step's memory at the documents' size."""
+    batch = make_batch()
+    without, routed = (saved_bytes(detector(generation).train(), batch) for generation in ("none", "v3"))
+    tokens = LAYOUT.bev_shape[0] * LAYOUT.bev_shape[1] + 6 * LAYOUT.view_shape[0] * LAYOUT.view_shape[1]
+    keys_and_values = 2 * len(batch.images) * tokens * C * 4  # bytes
+    assert 0 < routed - without < keys_and_values
+
+
 def test_state_dict_round_trip():
     first, second, batch = with_weights(detector()).eval(), detector(seed=4).eval(), make_batch()
     with torch.no_grad():

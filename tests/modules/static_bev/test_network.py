@@ -205,6 +205,21 @@ def test_a_class_that_is_not_there_does_not_count_in_dice():
     assert there.tolist() == [place == 2 for place in range(9)]
 
 
+def test_dice_asks_for_sure_lines():
+    """Where a line is in 6 of 10 samples, nobody can know in which: the least loss is at yes, not at 0.6."""
+    grid = BevGrid((0.0, 4.0), (-2.0, 2.0), 0.2)
+    truth = StaticTruth.cat([truth_of(grid, torch.empty(0, 6)) for _ in range(10)])
+    truth.lanes[:6, 2, 5] = 255
+    losses = []
+    for chance in (0.02, 0.3, 0.6, 0.9, 0.98):
+        maps = [torch.full((10, n, *grid.shape), -20.0) for n in (9, 4, 3, 6)]
+        maps[0][:, 2, 5] = math.log(chance / (1 - chance))
+        losses.append(static_losses(HeadOutput(*maps), truth, grid, torch.ones(3))["lane_dice"].item())
+    assert losses == sorted(losses, reverse=True)
+    cells = 10 * grid.columns
+    assert losses[2] == pytest.approx(1 - (2 * 0.36 * cells + 1) / (1.2 * cells + 1), rel=1e-4)
+
+
 def test_a_batch_with_little_that_is_true_does_not_shout():
     """The focal loss is divided by what is true, or by a thousandth of the cells where that is less."""
     grid = BevGrid((0.0, 20.0), (-10.0, 10.0), 0.2)

@@ -18,6 +18,8 @@ from ...data.moments import Drive
 from ...data.splits import drives_of_splits, need_root
 from .truth import GroundTruth, StaticMap, labels_of
 
+_LEAST_MOMENTS = 16  # kept in memory: reading a sample asks for its own, and for those of its past, several times
+
 
 @dataclass
 class StaticDataConfig(DatasetConfig):
@@ -27,7 +29,7 @@ class StaticDataConfig(DatasetConfig):
     line_width: Positive = 0.4  # metres, of lines as they are drawn; at most two label cells
     p_lost: Share = 0.0  # share of the training samples in which one camera, drawn by moment, is missing now
     sweeps: Count = 1  # LiDAR scans put together
-    remember: Whole = 0  # moments whose labels and, as they were drawn (`shift` …), images stay in memory
+    remember: Whole = 0  # moments that stay in memory with their labels and, as they were drawn (`shift` …), images
     cache: str = ""  # a folder for what the frozen part of the network makes of every moment; empty = none
 
 
@@ -110,10 +112,13 @@ class StaticSamples(DriveSamples):
         self.names, self.grid = first.rig.names, model.grid.labels()
         self.maps = {name: StaticMap.load(config.root, name, model.head) for name in sorted(self._locations())}
         if model.fusion.reads_history:
-            self.times = [[moment.timestamp for moment in drive] for drive in self.drives]
+            self.times = [[] for _ in self.drives]
+            for place, (drive, _) in enumerate(self.places):
+                self.times[drive].append(self.moment(place).timestamp)
             check_intervals(model.history, self.times)
 
     def _remember(self):
+        self.moment = lru_cache(maxsize=max(self.config.remember, _LEAST_MOMENTS))(super().moment)
         self.labels = lru_cache(maxsize=self.config.remember)(self._labels)
         self._images = lru_cache(maxsize=self.config.remember)(self._read_images)
 

@@ -132,7 +132,7 @@ class StaticBevExperiment(Experiment):
 
     def _fill(self, training, validation):
         """Opens the caches of both sets; what is not there yet is computed, each rank its share."""
-        model, device = None, torch.device("cpu")
+        model, device, amp = None, torch.device("cpu"), getattr(torch, self.run.amp)
         for samples, variants in ((training, 1 + (self.data.p_lost > 0)), (validation, 1)):
             key = self._key(samples, variants)
             index = cache_path(self.data.cache, key)
@@ -147,7 +147,8 @@ class StaticBevExperiment(Experiment):
                 grid = self.model.grid.features()
                 shape = (len(samples.places), variants, self.model.channels, *grid.shape)
                 on_first_rank(lambda: open_arrays(index, shape, create=True))  # noqa: B023
-                fill_cache(model, samples, open_arrays(index, shape, create=False), device)
+                with torch.autocast(device.type, amp, enabled=amp != torch.float32):
+                    fill_cache(model, samples, open_arrays(index, shape, create=False), device)
                 wait_for_all()
                 tokens = [samples.moment(place).token for place in range(len(samples.places))]
                 on_first_rank(lambda: finish(index, key, tokens, shape))  # noqa: B023
@@ -161,7 +162,7 @@ class StaticBevExperiment(Experiment):
         weights = checkpoint.digest(self.model.weights) if self.model.weights else f"seed {self.run.seed}"
         return dict(
             model=model, weights=weights, data=tables_digest(data.root, data.version), image_size=data.image_size,
-            sweeps=data.sweeps, split=[drive.name for drive in samples.drives], variants=variants,
+            sweeps=data.sweeps, split=[drive.name for drive in samples.drives], variants=variants, amp=self.run.amp,
         )  # fmt: skip
 
 
