@@ -156,6 +156,23 @@ def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path
         cached.build_data()
 
 
+def test_the_cache_holds_what_the_network_sees_in_training(small_world, step1, tmp_path):
+    """Under mixed precision as well: to the bit, where training itself has half of the digits."""
+    made, caches = settings(2, small_world, step1), {}
+    made.data.cache = str(tmp_path / "cache")
+    for amp in ("float32", "bfloat16"):
+        made.run.amp = amp
+        training = made.build_data()[0]
+        caches[amp] = training.features.read(training.moment(0).token)[0]
+    model = made.build_model().eval()
+    model.set_cameras(training.names)
+    training.features, training.training = None, False  # so that a sample is images, drawn as they are
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        seen = model.see(training.read(0, np.random.default_rng(0)).to("cpu").observations[-1])[0][0]
+    assert seen.dtype == torch.bfloat16 and not torch.equal(caches["float32"], caches["bfloat16"])
+    assert torch.equal(seen, caches["bfloat16"])
+
+
 def test_what_is_remembered_is_read_once_and_the_same(small_world, monkeypatch):
     made = settings(1, small_world)
     made.data.shift = False
