@@ -59,7 +59,7 @@ def open_arrays(index: Path, shape: Sequence[int], create: bool) -> tuple[np.nda
 def write_row(arrays: tuple[np.ndarray, np.ndarray], place: int, variant: int, features, seen) -> None:
     """One moment: features (C, h, w) and seen (1, h, w)."""
     arrays[0][place, variant] = features.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
-    arrays[1][place, variant] = seen[0].cpu().numpy().astype(np.uint8)
+    arrays[1][place, variant] = seen[0].to(torch.uint8).cpu().numpy()
 
 
 def finish(index: Path, key: dict, tokens: Sequence[str], shape: Sequence[int]) -> None:
