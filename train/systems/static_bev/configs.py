@@ -45,7 +45,8 @@ def _tiny(make: Callable[[], StaticBevExperiment]) -> StaticBevExperiment:
 
     Pictures are 320 pixels wide without their sky: in half of that, paint is thinner than a cell of the maps. Features
     have the labels' cells, so that a line of the past keeps its place as it is moved; the head looks at four scales.
-    The past is young enough for drives of two seconds, ten moments in each.
+    The past is young enough for drives of three seconds, ten moments in each, and old enough for a car at 5 m/s to have
+    seen the ground that it stands on.
     """
     experiment = make()
     model, data, run = experiment.model, experiment.data, experiment.run
@@ -55,9 +56,9 @@ def _tiny(make: Callable[[], StaticBevExperiment]) -> StaticBevExperiment:
     model.view.heights, model.view.places, model.view.heads = (0.0,), 1, 4
     model.image_channels, model.channels = 32, 32
     model.head.channels, model.head.layers, model.head.scales = 32, 1, 4
-    model.history.intervals = (0.5, 1.0)
+    model.history.intervals = (0.5, 1.0, 2.0)
     model.fusion.mode = "bilinear"
-    data.image_size, data.shift, data.p_lost, data.remember = (96, 320), False, 0.25, 2000
+    data.image_size, data.shift, data.p_lost, data.remember = (96, 320), False, 0.25, 3000
     experiment.optim.lr, experiment.optim.base_batch, experiment.schedule.warmup_steps = 3e-3, 0, 20
     experiment.schedule.kind = "cosine"
     experiment.losses.update(lane_focal=0.5, lane_dice=2.0, road_focal=0.5, road_dice=0.5, heat=0.2, box=0.02)
