@@ -82,11 +82,13 @@ def default_cases(quick: bool, device: torch.device) -> list[str]:
 
 class Detector(Subject):
     option = "detector"
-    about = "a training step of it, branches frozen or not, with routing or not"
+    about = "a training step of it, branches frozen or not, with routing or not (default: all of these)"
+    settings = dict(nargs="*", metavar="PROVIDER")
 
     def plan(self, arguments, device):
+        providers = chosen("provider", arguments.detector, PROVIDERS)
         cases = chosen("case", arguments.case or default_cases(arguments.quick, device), CASES)
-        return Plan(self.option, tuple(Place(SCOPE, case) for case in cases), tuple(PROVIDERS))
+        return Plan(self.option, tuple(Place(SCOPE, case) for case in cases), tuple(providers))
 
     def make_workload(self, place, request):
         return make_workload(CASES[place.case], request.plan.providers, request.device, request.drives)

@@ -138,12 +138,15 @@ def test_cases_follow_the_device(monkeypatch):
         monkeypatch.setattr(options, "_device", lambda name, device=device: torch.device(device))
         request = options.resolve(options.parse(run.__doc__, ["--detector", *arguments]))
         assert request.plan.cases == expected and request.plan.baseline == "unfrozen"
+    request = options.resolve(options.parse(run.__doc__, ["--detector", "unrouted", "frozen", "--quick"]))
+    assert request.plan.providers == ("unrouted", "frozen") and request.plan.baseline == "unrouted"
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
         ("--detector --case documets", "no case 'documets'; did you mean 'documents'?"),
+        ("--detector frozn", "no provider 'frozn'; did you mean 'frozen'?"),
         ("--detector --scope step", "--scope goes with --compare, not with --detector"),
         ("--detector --mode fwd", "--mode fwd: "),
         ("--detector --op bev_warp", "choose one of --compare, --detector, "),
