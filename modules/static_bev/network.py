@@ -174,15 +174,25 @@ class StaticBev(OperationModule):
     def see(self, observation: Observation) -> tuple[torch.Tensor, torch.Tensor]:
         """The ground of one moment, (B, channels, rows, columns), not negative, and where a sensor sees it,
         (B, 1, rows, columns). Nothing of it depends on the past, so frozen weights give the same in every epoch."""
+        return self.ground(self.look(observation.images), observation)
+
+    def look(self, images: torch.Tensor | None) -> torch.Tensor | None:
+        """Maps (B, V, image_channels, h, w) of images (B, V, 3, H, W); None where there are no cameras."""
+        if not self.config.use_cameras:
+            return None
+        by_camera = [None] * images.shape[1]
+        for name, places in self.places.items():
+            for place, maps in zip(places, self.cameras[name](images[:, places]).unbind(1)):
+                by_camera[place] = maps
+        return torch.stack(by_camera, dim=1)
+
+    def ground(self, maps: torch.Tensor | None, observation: Observation) -> tuple[torch.Tensor, torch.Tensor]:
+        """`see`, given what `look` made of the images. Maps of cameras that are not visible are not read."""
         found, seen = [], None
         if self.config.use_cameras:
             images = observation.images
-            by_camera = [None] * images.shape[1]
-            for name, places in self.places.items():
-                for place, maps in zip(places, self.cameras[name](images[:, places]).unbind(1)):
-                    by_camera[place] = maps
             projection = observation.frame.image_T_ego.float().to(images.device)
-            maps, size = torch.stack(by_camera, dim=1), tuple(images.shape[-2:])
+            size = tuple(images.shape[-2:])
             if any(pixels % cells for pixels, cells in zip(size, maps.shape[-2:])):
                 stride = self.config.backbone.strides[0]
                 raise ValueError(f"StaticBev: images are {size[0]} × {size[1]}, need multiples of {stride} pixels")
