@@ -35,7 +35,7 @@ def draw_said(model: StaticBev, said: Said, truth: StaticTruth, row: int, title:
     """
     head, grid = model.config.head, model.head.grid
     lanes, past = len(head.lanes), _past(model, said)
-    figure = Figure(figsize=(12, 7 if past else 4), layout="constrained")
+    figure = Figure(figsize=(12, 8.4 if past else 4), layout="constrained")
     figure.suptitle(title, fontsize=10)
     upper, *lower = figure.subfigures(2 if past else 1, 1, squeeze=False)[:, 0]
     left, right = upper.subplots(1, 2)
