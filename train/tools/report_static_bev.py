@@ -22,7 +22,7 @@ import torch
 from rigfuse.train.checkpoint import CheckpointError
 from rigfuse.train.command_line import Parser, check_new, in_one_line
 from rigfuse.train.run import SavedRun, open_run, without_weight_files
-from rigfuse.train.systems.static_bev.evaluate import measure
+from rigfuse.train.systems.static_bev.evaluate import Judged, measure
 from rigfuse.train.systems.static_bev.experiment import StaticBevExperiment
 from rigfuse.train.systems.static_bev.pictures import draw_said
 from rigfuse.train.systems.static_bev.report import NO_LOSS, comparison, report
@@ -83,20 +83,14 @@ def judge(run: SavedRun, chosen: argparse.Namespace, untrained: bool, cells: dic
         config = replace(settings.evaluation, lost=() if loss == NO_LOSS else (loss,))
         batches = (settings.collate([samples[0, index]]).to(device) for index in range(len(samples)))
         draws = loss == NO_LOSS and not untrained
-        look = pictures(model, chosen, name, count_judged(samples, config)) if draws else None
+        judged, moments = Judged(config), map(samples.moment, range(len(samples)))
+        count = sum(judged(moment.scene, moment.timestamp) for moment in moments) if draws else 0
+        look = pictures(model, chosen, name, count) if draws else None
         rival = settings.mean_map(model) if loss == NO_LOSS else None  # it says the same whatever is missing
         measured = measure(model, batches, config, samples.names, rival, look)
         cells[name, loss] = measured.figures()
         step = "untrained" if untrained else f"{name}, step {run.step}"
         parts += [f"# {step}", report(measured)] if loss == NO_LOSS else []
-
-
-def count_judged(samples, config) -> int:
-    """How many moments an evaluation judges, about."""
-    first, count = {}, 0
-    for moment in map(samples.moment, range(len(samples))):
-        count += moment.timestamp - first.setdefault(moment.scene, moment.timestamp) >= config.since
-    return count // config.every
 
 
 def pictures(model, chosen, name, count):

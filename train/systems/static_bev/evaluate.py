@@ -76,11 +76,27 @@ class Said:
     found: float | None  # share of the intervals that found a frame
 
 
+class Judged:
+    """Says of the moments of whole scenes, one after another, which are judged: of `config.every` moments, not counting
+    those before `config.since`, the first."""
+
+    def __init__(self, config: EvaluationConfig):
+        self.config, self._moments, self._scene, self._began = config, 0, "", 0.0  # counted so far; scene and its start
+
+    def __call__(self, scene: str, second: float) -> bool:
+        if scene != self._scene:
+            self._scene, self._began = scene, second
+        if second - self._began < self.config.since - _SAME_MOMENT:
+            return False
+        self._moments += 1
+        return (self._moments - 1) % self.config.every == 0
+
+
 class Streamer:
     """Runs a network over the batches of a loader that gives whole scenes in order.
 
-    A sample's past is what the same scene showed before. Cameras of `lost` are missing now; the past has them. Of
-    `every` moments, not counting those before `since`, the first is judged, the others are remembered only.
+    A sample's past is what the same scene showed before. Cameras of `lost` are missing now; the past has them. Moments
+    that are not `Judged` are remembered only.
 
     Args:
         model: in evaluation mode.
@@ -94,12 +110,13 @@ class Streamer:
             raise ValueError(f"evaluation.lost names {unknown[0]!r}; the rig has {', '.join(cameras)}")
         self.model, self.config, self.history = model, config, model.new_history()
         self.lost = [cameras.index(name) for name in config.lost]
-        self._moments, self._scene, self._began = 0, "", 0.0  # how many counted so far; the scene and its first second
+        self._judges = Judged(config)
 
     @torch.no_grad()
     def __call__(self, batch: StaticWindow) -> list[Said | None]:
         """What is said of each sample of a batch; None where it isn't judged."""
-        judged = [self._judges(batch.frames[-1], row) for row in range(len(batch.tokens))]
+        now = batch.frames[-1]
+        judged = [self._judges(scene, second) for scene, second in zip(now.scene, now.timestamp.tolist())]
         reads = self.model.config.fusion.reads_history
         if not reads and not any(judged):
             return [None] * len(judged)
@@ -115,15 +132,6 @@ class Streamer:
             if reads:
                 self.history.push(whole[0][row : row + 1], frame)
         return said
-
-    def _judges(self, frame, row):
-        scene, second = frame.scene[row], frame.timestamp[row].item()
-        if scene != self._scene:
-            self._scene, self._began = scene, second
-        if second - self._began < self.config.since - _SAME_MOMENT:
-            return False
-        self._moments += 1
-        return (self._moments - 1) % self.config.every == 0
 
     def _without(self, batch):
         if batch.features or batch.observations[-1].images is None:

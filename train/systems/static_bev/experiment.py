@@ -197,12 +197,13 @@ def fill_cache(model: StaticBev, samples: StaticSamples, arrays, device: torch.d
     missing that training would lose."""
     rank, ranks = _rank()
     for place in range(rank, len(samples.places), ranks):
-        maps = None
+        images, _, _, visible, points, frame = samples.look(place, {}, False)
+        pixels = normalised(images[None].to(device)) if samples.model.use_cameras else None
+        scan = [points.to(device)] if samples.model.use_lidar else None
+        maps = model.look(pixels)
         for variant in range(arrays[0].shape[1]):
-            images, _, _, visible, points, frame = samples.look(place, {}, bool(variant))
-            pixels = normalised(images[None].to(device)) if samples.model.use_cameras else None
-            scan = [points.to(device)] if samples.model.use_lidar else None
-            maps = model.look(pixels) if maps is None else maps  # a missing camera's are not read
+            if variant:
+                visible[samples.lost_camera(place)] = False
             features, seen = model.ground(maps, Observation(pixels, frame, visible[None].to(device), scan))
             write_row(arrays, place, variant, features[0], seen[0])
 

@@ -20,7 +20,7 @@ from rigfuse.train.data.dataset import read_images
 from rigfuse.train.distributed import World
 from rigfuse.train.systems import experiment
 from rigfuse.train.systems.static_bev import data
-from rigfuse.train.systems.static_bev.evaluate import Streamer, measure
+from rigfuse.train.systems.static_bev.evaluate import EvaluationConfig, Judged, Streamer, measure
 from rigfuse.train.systems.static_bev.report import NO_LOSS, comparison
 from rigfuse.train.systems.static_bev.truth import StaticMap, labels_of
 from rigfuse.train.tools import report_static_bev
@@ -157,7 +157,7 @@ def test_step_2_from_the_cache_is_step_2_without_it(small_world, step1, tmp_path
 
 
 def test_the_cache_holds_what_the_network_sees_in_training(small_world, step1, tmp_path):
-    """Under mixed precision as well: to the bit, where training itself has half of the digits."""
+    """To the bit, in the precision of the run."""
     made, caches = settings(2, small_world, step1), {}
     made.data.cache = str(tmp_path / "cache")
     for amp in ("float32", "bfloat16"):
@@ -236,6 +236,12 @@ def test_a_lost_camera_is_lost_now_or_from_the_start(small_world, step1):
     assert late[0] is late[2] is None and torch.equal(late[1].maps, now[1])  # counted from half a second on
     with pytest.raises(ValueError, match="evaluation.lost names 'CAM_TOP'; the rig has CAM_FRONT, "):
         maps(lost=("CAM_TOP",))
+
+
+def test_moments_are_judged_from_a_second_of_their_scene_on():
+    judged = Judged(EvaluationConfig(since=1.0, every=2))
+    moments = [(scene, begin + 0.5 * step) for scene, begin in (("a", 7.0), ("b", 100.0)) for step in range(5)]
+    assert [place for place, moment in enumerate(moments) if judged(*moment)] == [2, 4, 8]
 
 
 MATCHED = "model.history.intervals=0.5"
