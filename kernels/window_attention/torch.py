@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..runtime.launch import accumulator_dtype
-from ..window_bias_attention.torch import chunks, windows_on
+from ..window_bias_attention.torch import chunks, first_cells, touches, windows_on
 
 CHUNK = 4096  # tokens at a time, whose rows a cache holds
 
@@ -29,10 +29,13 @@ class _Pairs(NamedTuple):
 def _pairs(centers, maps):
     """The pairs for `centers` (Lq, maps, 2)."""
     found = []
-    for chunk in chunks(maps, CHUNK):
-        windows, _ = windows_on(centers[:, chunk.map], chunk)
-        queries = windows.queries.int()[:, None].expand_as(windows.cells)[windows.inside]
-        found.append((chunk.keys, queries, windows.cells[windows.inside].int()))
+    for m, of_map in enumerate(chunks(maps, CHUNK)):
+        first = first_cells(centers[:, m], of_map[0].window)
+        for chunk in of_map:
+            queries = touches(first, chunk).nonzero()[:, 0]
+            windows = windows_on(first[queries], chunk)
+            queries = queries.int()[:, None].expand_as(windows.cells)[windows.inside]
+            found.append((chunk.keys, queries, windows.cells[windows.inside].int()))
     query, order = torch.cat([queries for _, queries, _ in found]).sort(stable=True)
     key = torch.cat([places + tokens.start for tokens, _, places in found])[order]
     return _Pairs(query, key, _starts(query, len(centers)), found, order)

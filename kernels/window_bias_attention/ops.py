@@ -11,7 +11,7 @@ def register(arguments: Arguments) -> Operation:
     """Registers the operation with torch. `maps` are flat: height, width and window of each map in turn.
 
     For the backward pass, `lse`: the logarithm of each query's sum (in base 2 by Triton, e by PyTorch); `order`: see
-    `query_order`, which Triton alone reads.
+    `query_order`.
     """
     return Operation(
         arguments, __package__, by_hand=("torch", "triton"), results=("out", "lse", "order"),

@@ -28,6 +28,7 @@ class AQRConfig:
 
     generation: Generation = "v3"
     evidence: Literal["window", "point"] = "window"  # what weights are judged by: attention in windows, or one sample
+    channels: Count = 128  # of that attention: it reads every token of every map, so its width is most of its cost
     heads: Count = 4  # of that attention, of 16 to 128 channels each
     feedforward: Count = 1024  # hidden channels of the network after it
     window_sizes: tuple[Count, Count] = (8, 5)  # sides in cells: camera, LiDAR
@@ -52,7 +53,8 @@ class AQRConfig:
             weights = PointWeightGenerator(channels, hidden=channels)
         else:
             maps = token_maps(layout, self.window_sizes)
-            weights = AQRWeightGenerator(channels, maps, heads=self.heads, feedforward=self.feedforward)
+            sizes = dict(width=self.channels, heads=self.heads, feedforward=self.feedforward)
+            weights = AQRWeightGenerator(channels, maps, **sizes)
         return weights, AttentionBiasGenerator(layout, self)
 
 
@@ -72,17 +74,26 @@ class AQRWeightGenerator(OperationModule):
     Args:
         channels: C of queries and tokens.
         maps: in the order of their tokens, see `token_maps`; the first is the LiDAR's, the others the camera's.
+        width: channels of the attention.
         heads: attention heads, of 16 to 128 channels each.
         feedforward: hidden channels.
     """
 
-    def __init__(self, channels: int, maps: tuple[TokenMap, ...], *, heads: int = 4, feedforward: int = 1024):
+    def __init__(
+        self,
+        channels: int,
+        maps: tuple[TokenMap, ...],
+        *,
+        width: int = 128,
+        heads: int = 4,
+        feedforward: int = 1024,
+    ):
         super().__init__()
-        check_heads("AQRWeightGenerator: heads", heads, channels)
+        check_heads("AQRWeightGenerator: heads", heads, width)
         self.maps, self.heads = tuple(maps), heads
-        self.query, self.out = nn.Linear(channels, channels), nn.Linear(channels, channels)
-        self.key, self.value = nn.Linear(channels, channels), nn.Linear(channels, channels)
-        self.modality = nn.Parameter(torch.randn(2, 2, channels) * 0.02)  # key and value of camera and LiDAR
+        self.query, self.out = nn.Linear(channels, width), nn.Linear(width, channels)
+        self.key, self.value = nn.Linear(channels, width), nn.Linear(channels, width)
+        self.modality = nn.Parameter(torch.randn(2, 2, width) * 0.02)  # key and value of camera and LiDAR
         self.feedforward = nn.Sequential(nn.Linear(channels, feedforward), nn.ReLU(), nn.Linear(feedforward, channels))
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
         self.last = _zero_linear(channels, 2)
@@ -109,11 +120,12 @@ class AQRWeightGenerator(OperationModule):
         return torch.tanh(self.last(query))
 
     def _of_modalities(self, tokens, kind):
-        """Adds to projected tokens (B, L, C) the vectors of their modalities, after the projection, which so keeps its
-        input for backward and no sum."""
+        """Adds to projected tokens (B, L, width) the vectors of their modalities: before the projection the sum would
+        be kept for backward."""
         bev = self.maps[0].height * self.maps[0].width
         camera, lidar = self.modality[:, kind].to(tokens.dtype)
-        return torch.cat([tokens[:, :bev] + lidar, tokens[:, bev:] + camera], dim=1)
+        of_bev, of_views = tokens.tensor_split([bev], dim=1)
+        return torch.cat([of_bev + lidar, of_views + camera], dim=1)
 
 
 class PointWeightGenerator(nn.Module):

@@ -65,7 +65,7 @@ class DetectorConfig:
     def validate(self) -> None:
         """ValueError where heads do not divide the channels, or an encoding does not fit."""
         check_heads("decoder.heads", self.decoder.heads, self.channels)
-        check_heads("aqr.heads", self.aqr.heads, self.channels)
+        check_heads("aqr.heads", self.aqr.heads, self.aqr.channels)
         if self.lidar.grid is not None and self.encoding != "cmt":
             raise ValueError(f"lidar.grid is {self.lidar.grid}, needs encoding cmt: others place cells by the range")
 

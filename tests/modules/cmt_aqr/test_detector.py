@@ -43,7 +43,7 @@ def detector(generation="v3", frozen=False, dropout=0.0, checkpoint=False, seed=
         task_heads=TaskHeads(C, LAYERS, hidden=16),
     )
     learns, evidence = generation == "v3", "point" if generation == "v2" else "window"
-    aqr = AQRConfig(generation, evidence, 2, 24, window_sizes=(2, 3), learnable_scale=learns)
+    aqr = AQRConfig(generation, evidence, C, 2, 24, window_sizes=(2, 3), learnable_scale=learns)
     weights, bias = aqr.build(C, LAYOUT)
     parts |= dict(aqr_weight_generator=weights, attention_bias_generator=bias)
     model = CmtAqr(**parts, queries=QUERIES, generation=generation, denoising_groups=2)

@@ -55,7 +55,7 @@ def test_four_frames_are_learned_by_heart():
     config.lidar = LidarConfig((1.6, 1.6, 2.0), channels=(16,), blocks=1, second=(32, 32), layers=0, frozen_stages=-1)
     config.lidar.norm_eval = False
     config.decoder = DecoderConfig(2, 2, 64, dropout=0.0)
-    config.aqr = AQRConfig(heads=2, feedforward=32, window_sizes=(2, 5))
+    config.aqr = AQRConfig(channels=32, heads=2, feedforward=32, window_sizes=(2, 5))
     model = config.build((32, 48), RANGE, backend="definition").train()  # the fastest at this size
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -153,7 +153,7 @@ def _tiny(make: Callable[[], DetectionExperiment]) -> DetectionExperiment:
     lidar.channels, lidar.blocks = (16, 32), 1
     lidar.second, lidar.layers, lidar.frozen_stages, lidar.norm_eval = (32, 64), 1, -1, False
     decoder.layers, decoder.heads, decoder.feedforward, decoder.dropout = 2, 4, 128, 0.0
-    model.aqr.feedforward = 128
+    model.aqr.channels, model.aqr.feedforward = 64, 128
     optim.lr, optim.base_batch, optim.multipliers = 1e-3, 0, dict.fromkeys(optim.multipliers, 1.0)
     experiment.schedule.kind, experiment.schedule.warmup_steps = "cosine", 20
     experiment.loader.batch_size, experiment.loader.workers = 2, 0
