@@ -98,21 +98,19 @@ class AQRWeightGenerator(OperationModule):
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
         self.last = _zero_linear(channels, 2)
 
-    def forward(
-        self, query: torch.Tensor, memory: torch.Tensor, memory_pos: torch.Tensor, cells: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Weighs the modalities: a negative weight suppresses one. All floating inputs but `cells` get gradients.
 
         Args:
             query: (B, N, C), the encodings of the queries' places.
-            memory: (B, L, C) tokens.
-            memory_pos: (B, L, C), the encodings of the tokens' places.
+            key: (B, L, C), the tokens plus the encodings of their places.
+            value: (B, L, C), the tokens.
             cells: (B, N, maps, 2) float32, see `MapLayout.cells`.
 
         Returns:
             (B, N, 2) of camera and LiDAR, in [−1, 1].
         """
-        key, value = self._of_modalities(self.key(memory + memory_pos), 0), self._of_modalities(self.value(memory), 1)
+        key, value = self._of_modalities(self.key(key), 0), self._of_modalities(self.value(value), 1)
         parts = (x.unflatten(-1, (self.heads, -1)) for x in (self.query(query), key, value))
         read = window_attention(*parts, cells, maps=self.maps, backend=self.backend)
         query = self.norms[0](query + self.out(read.flatten(2)))

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ...kernels.runtime.nvtx import annotate
 from ..attention import check_heads
@@ -249,9 +248,9 @@ class CmtAqr(OperationModule):
             query_pos = self.query_embed.queries(queries.points, batch.image_T_ego, queries.cells)
             memory_pos = self.query_embed.memory(batch.image_T_ego)
         with annotate("aqr"):
-            memory, routing, weights = self._route(queries, query_pos, bev, images, memory_pos)
+            key, value, routing, weights = self._route(queries, query_pos, bev, images, memory_pos)
         with annotate("query_decoder"):
-            states = self.transformer(query_pos, memory, memory_pos, routing, queries.self_mask)
+            states = self.transformer(query_pos, key, value, routing, queries.self_mask)
         with annotate("task_heads"):
             predictions = self.task_heads(states, queries.reference, self.layout.point_range)
         losses = {}
@@ -314,23 +313,23 @@ class CmtAqr(OperationModule):
         bev: torch.Tensor,
         images: torch.Tensor,
         memory_pos: torch.Tensor,
-    ) -> tuple[torch.Tensor, Routing | None, torch.Tensor | None]:
-        """The decoder's memory (B, L, C), its routing, and the weights of the matching queries (B, N, 2)."""
-        memory = torch.cat([bev.flatten(2).mT, images.flatten(3).mT.flatten(1, 2)], dim=1)
+    ) -> tuple[torch.Tensor, torch.Tensor, Routing | None, torch.Tensor | None]:
+        """The decoder's keys and values (B, L, C), its routing, and the weights of the matching queries (B, N, 2)."""
+        value = torch.cat([bev.flatten(2).mT, images.flatten(3).mT.flatten(1, 2)], dim=1)
+        key = value + memory_pos
         if self.generation == "none":
-            return memory, None, None
+            return key, value, None, None
         if isinstance(self.aqr_weight_generator, PointWeightGenerator):
             local, seen = gather_local(bev, images, queries.cells, backend=self.backend)
             weights = self.aqr_weight_generator(query_pos, local, seen).float()
         else:
-            # Keys and values of all tokens are computed again in backward rather than kept: a tenth of a step's memory.
-            evidence = query_pos, memory, memory_pos, queries.cells
-            weights = checkpoint(self.aqr_weight_generator, *evidence, use_reentrant=False).float()
+            weights = self.aqr_weight_generator(query_pos, key, value, queries.cells).float()
         matching, bias = weights[:, queries.first :], self.attention_bias_generator
         if self.generation == "v3":
-            return memory, bias(weights, queries.cells), matching
+            return key, value, bias(weights, queries.cells), matching
         rendered = render_weights(1 + bias.per_map(matching), queries.cells[:, queries.first :], bias.maps)
-        return modulate(memory, rendered, self.generation), None, matching
+        value = modulate(value, rendered, self.generation)
+        return value + memory_pos, value, None, matching
 
     def _figures(self, weights):
         """The scale as it is learned and the mean |weight| of each modality: they show whether AQR is used at all."""

@@ -180,8 +180,8 @@ class QueryDecoder(OperationModule):
     def forward(
         self,
         query_pos: torch.Tensor,
-        memory: torch.Tensor,
-        memory_pos: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         routing: Routing | None = None,
         self_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -189,8 +189,8 @@ class QueryDecoder(OperationModule):
 
         Args:
             query_pos: (B, N, C), added to the queries and keys of self-attention and to the queries of cross-attention.
-            memory: (B, L, C) tokens, the values.
-            memory_pos: (B, L, C) or (1, L, C); the keys are `memory + memory_pos`.
+            key: (B, L, C), the tokens plus the encodings of their places.
+            value: (B, L, C), the tokens.
             routing: None = plain cross-attention.
             self_mask: (N, N) bool, True = the query of this row may attend to that of this column, at least one in a
                 row; None = all.
@@ -202,10 +202,10 @@ class QueryDecoder(OperationModule):
             ValueError: a shape does not fit.
             TypeError: `self_mask` is not bool.
         """
-        self._validate(query_pos, memory, memory_pos, self_mask)
-        key, content, outputs = memory + memory_pos, torch.zeros_like(query_pos), []
+        self._validate(query_pos, key, value, self_mask)
+        content, outputs = torch.zeros_like(query_pos), []
         for layer in self.layers:
-            arguments = (content, query_pos, key, memory, self_mask, routing)
+            arguments = (content, query_pos, key, value, self_mask, routing)
             if self.checkpoint:
                 content = checkpoint(layer, *arguments, use_reentrant=False)
             else:
@@ -213,14 +213,13 @@ class QueryDecoder(OperationModule):
             outputs.append(self.norm(content))
         return torch.stack(outputs)
 
-    def _validate(self, query_pos, memory, memory_pos, self_mask):
-        for name, tensor in dict(query_pos=query_pos, memory=memory).items():
+    def _validate(self, query_pos, key, value, self_mask):
+        for name, tensor in dict(query_pos=query_pos, key=key).items():
             if tensor.ndim != 3 or tensor.shape[-1] != self.channels or len(tensor) != len(query_pos):
                 needed = f"({len(query_pos)}, {'N' if name == 'query_pos' else 'L'}, {self.channels})"
                 raise ValueError(f"QueryDecoder: {name} has shape {tuple(tensor.shape)}, needs {needed}")
-        if memory_pos.shape[1:] != memory.shape[1:] or len(memory_pos) not in (1, len(memory)):
-            needed = f"{tuple(memory.shape)} or (1, {memory.shape[1]}, {self.channels})"
-            raise ValueError(f"QueryDecoder: memory_pos has shape {tuple(memory_pos.shape)}, needs {needed}")
+        if value.shape != key.shape:
+            raise ValueError(f"QueryDecoder: value has shape {tuple(value.shape)}, needs {tuple(key.shape)}")
         if self_mask is None:
             return
         square = (query_pos.shape[1],) * 2

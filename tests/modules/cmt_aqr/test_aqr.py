@@ -183,8 +183,8 @@ def test_weights_start_at_zero_and_learn(evidence):
 
 
 def seeing(channels):
-    """Queries of two samples, tokens and their encodings, and the queries' cells: one is on all maps, 2 on a camera's
-    alone, 3 on none, 4 on the BEV map alone."""
+    """Queries of two samples, keys and values, and the queries' cells: one is on all maps, 2 on a camera's alone, 3 on
+    none, 4 on the BEV map alone."""
     tokens = 9 * 7 + 2 * 3 * 8
     cells = torch.rand(2, 5, 3, 2) * torch.tensor([[7, 9], [8, 3], [8, 3]]) - 0.5
     cells[:, 1:, 2], cells[:, 2, 0], cells[:, 3], cells[:, 4, 1] = NAN, NAN, NAN, NAN
@@ -193,8 +193,8 @@ def seeing(channels):
 
 def test_the_evidence_is_what_lies_in_the_windows():
     generator = with_noise(AQRWeightGenerator(32, token_maps(LAYOUT, (3, 5)), heads=2, feedforward=16))
-    query, memory, memory_pos, cells = seeing(32)
-    weights = generator(query, memory, memory_pos, cells)
+    query, key, value, cells = seeing(32)
+    weights = generator(query, key, value, cells)
     assert weights.abs().max() <= 1 and weights.shape == (2, 5, 2)
     for place in range(5):
         inside = torch.zeros(2, 9 * 7 + 2 * 3 * 8, dtype=torch.bool)
@@ -207,19 +207,19 @@ def test_the_evidence_is_what_lies_in_the_windows():
             inside[:, first : first + height * width] = there.flatten(1)
             first += height * width
         assert inside.any(1).all() == (place != 3)
-        outside_changed = torch.where(inside[..., None], memory, memory + 1e3)
-        torch.testing.assert_close(generator(query, outside_changed, memory_pos, cells)[:, place], weights[:, place])
-        if place != 3:
-            changed = generator(query, torch.where(inside[..., None], -memory, memory), memory_pos, cells)
-            assert ((changed - weights)[:, place].abs().amax(-1) > 1e-4).all()
+        outside_changed = (torch.where(inside[..., None], x, x + 1e3) for x in (key, value))
+        torch.testing.assert_close(generator(query, *outside_changed, cells)[:, place], weights[:, place])
+        for changed in ((-key, value), (key, -value)) if place != 3 else ():
+            changed = (torch.where(inside[..., None], x, y) for x, y in zip(changed, (key, value)))
+            assert ((generator(query, *changed, cells) - weights)[:, place].abs().amax(-1) > 1e-4).all()
 
 
 def test_the_evidence_knows_which_modality_it_reads():
     """The same tokens everywhere: only the vectors of the modalities tell the maps apart."""
     generator = with_noise(AQRWeightGenerator(32, token_maps(LAYOUT, (3, 3)), heads=2, feedforward=16))
-    query, memory, memory_pos, cells = seeing(32)
-    query, memory, memory_pos = (x[:1, :1].expand(x.shape) for x in (query, memory, memory_pos))
-    weights = generator(query, memory, memory_pos, cells)[0]
+    query, key, value, cells = seeing(32)
+    query, key, value = (x[:1, :1].expand(x.shape) for x in (query, key, value))
+    weights = generator(query, key, value, cells)[0]
     lidar_alone, camera_alone = weights[4], weights[2]
     assert (lidar_alone - camera_alone).abs().min() > 1e-4
 

@@ -153,7 +153,7 @@ def test_every_generation_starts_as_the_detector_without_aqr(generation):
 
 def test_tokens_stand_where_their_encodings_say():
     model, batch, seen = detector().eval(), make_batch(3), []
-    model.transformer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    model.transformer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))
     with torch.no_grad():
         output = model(batch)
         bev, images = model.bev_map(batch.points), model.camera_maps(batch.images)
@@ -257,13 +257,13 @@ def test_frozen_branches_do_not_move_and_keep_nothing_for_backward():
     assert kept == saved_bytes(frozen, batch) < 0.75 * saved_bytes(detector().train(), batch)
 
 
-def test_routing_keeps_no_keys_and_values_of_all_tokens():
-    """They are computed again in backward: kept, they were a tenth of a step's memory at the documents' size."""
+def test_routing_keeps_its_keys_and_values_and_no_tokens_twice():
+    """What it makes them of, the decoder keeps anyway: kept twice, it would be 3 % of a step's memory more."""
     batch = make_batch()
     without, routed = (saved_bytes(detector(generation).train(), batch) for generation in ("none", "v3"))
     tokens = LAYOUT.bev_shape[0] * LAYOUT.bev_shape[1] + 6 * LAYOUT.view_shape[0] * LAYOUT.view_shape[1]
-    keys_and_values = 2 * len(batch.images) * tokens * C * 4  # bytes
-    assert 0 < routed - without < keys_and_values
+    size = len(batch.images) * tokens * C * 4  # bytes
+    assert 2 * size <= routed - without < 4 * size  # less than two more for what the queries need
 
 
 def test_state_dict_round_trip():

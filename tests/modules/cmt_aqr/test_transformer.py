@@ -64,14 +64,14 @@ def attention(module, query, key, value, bias=0.0):
     return module.out(torch.cat(heads, dim=-1))
 
 
-def decoded(module, query_pos, memory, memory_pos, bias=0.0, mask=None):
+def decoded(module, query_pos, key, value, bias=0.0, mask=None):
     """Independent: the decoder as the papers write it."""
     x, outputs = torch.zeros_like(query_pos), []
     hidden = 0.0 if mask is None else torch.where(mask, 0.0, -torch.inf)
     for layer in module.layers:
         first, second, third = layer.norms
         x = first(x + attention(layer.self_attention, x + query_pos, x + query_pos, x, hidden))
-        x = second(x + attention(layer.cross_attention, x + query_pos, memory + memory_pos, memory, bias))
+        x = second(x + attention(layer.cross_attention, x + query_pos, key, value, bias))
         x = third(x + layer.feedforward[3](F.relu(layer.feedforward[0](x))))
         outputs.append(module.norm(x))
     return torch.stack(outputs)
@@ -129,13 +129,13 @@ def test_the_bias_never_exceeds_the_largest_scale():
 
 def test_who_may_attend():
     """Rows are queries that look, columns those looked at: a row sees a change where it is True, and only there."""
-    module, (query_pos, memory, memory_pos) = decoder().eval(), inputs(dtype=torch.float32)
+    module, (query_pos, key, value) = decoder().eval(), inputs(dtype=torch.float32)
     mask = torch.eye(7, dtype=torch.bool)
     mask[2, 5] = True
-    before = module(query_pos, memory, memory_pos, self_mask=mask)[-1]
+    before = module(query_pos, key, value, self_mask=mask)[-1]
     changed = query_pos.detach().clone()
     changed[:, 5] += 1
-    after = module(changed, memory, memory_pos, self_mask=mask)[-1]
+    after = module(changed, key, value, self_mask=mask)[-1]
     moved = [not torch.equal(before[:, i], after[:, i]) for i in range(7)]
     assert moved == [False, False, True, False, False, True, False]
 
@@ -179,14 +179,6 @@ def test_autocast(dtype, routed):
     assert all(gradient.isfinite().all() and gradient.dtype == torch.float32 for gradient in gradients)
 
 
-def test_one_memory_position_serves_the_batch():
-    module, (query_pos, memory, memory_pos) = decoder().eval(), inputs(dtype=torch.float32)
-    shared = memory_pos[:1]
-    out = module(query_pos, memory, shared)
-    assert torch.equal(out, module(query_pos, memory, shared.expand(2, -1, -1)))
-    torch.testing.assert_close(out[:, 1:], module(query_pos[1:], memory[1:], shared))
-
-
 def whole_step(reference, dtype=torch.float32):
     """A detector's step from reference points to the decoder's output, the maps in `dtype`, without its backbones."""
     torch.manual_seed(0)
@@ -199,9 +191,9 @@ def whole_step(reference, dtype=torch.float32):
     cells = LAYOUT.cells(reference, IMAGE_T_EGO)
     query_pos = encoding.queries(reference, IMAGE_T_EGO, cells)
     memory = torch.cat([bev.flatten(2).mT, images.flatten(3).mT.flatten(1, 2)], dim=1)
-    memory_pos = encoding.memory(IMAGE_T_EGO)
-    weights = routing_weights(query_pos, memory, memory_pos, cells).float()
-    out = module.eval()(query_pos, memory, memory_pos, bias(weights, cells))
+    key = memory + encoding.memory(IMAGE_T_EGO)
+    weights = routing_weights(query_pos, key, memory, cells).float()
+    out = module.eval()(query_pos, key, memory, bias(weights, cells))
     parts = (bias, routing_weights, encoding, module)
     return out, [*leaves, *(parameter for part in parts for parameter in part.parameters())]
 
@@ -240,9 +232,9 @@ def test_repeats_are_equal_bit_for_bit():
 
 
 def test_no_queries():
-    query_pos, memory, memory_pos = inputs(queries=0, dtype=torch.float32)
+    query_pos, key, value = inputs(queries=0, dtype=torch.float32)
     routing = routing_of(torch.zeros(2, 0, 2), references(2, 0))
-    for out in (decoder()(query_pos, memory, memory_pos), decoder()(query_pos, memory, memory_pos, routing)):
+    for out in (decoder()(query_pos, key, value), decoder()(query_pos, key, value, routing)):
         assert out.shape == (2, 2, 0, 32)
         out.sum().backward()
 
@@ -251,15 +243,14 @@ def test_no_queries():
     "change, error, message",
     [
         (dict(query_pos=torch.zeros(2, 7, 31)), ValueError, r"query_pos has shape \(2, 7, 31\), needs \(2, N, 32\)"),
-        (dict(memory=torch.zeros(3, 9, 32)), ValueError, r"memory has shape \(3, 9, 32\), needs \(2, L, 32\)"),
-        (dict(memory_pos=torch.zeros(3, 9, 32)), ValueError, r"needs \(2, 9, 32\) or \(1, 9, 32\)"),
-        (dict(memory_pos=torch.zeros(9, 32)), ValueError, r"memory_pos has shape \(9, 32\), needs"),
+        (dict(key=torch.zeros(3, 9, 32)), ValueError, r"key has shape \(3, 9, 32\), needs \(2, L, 32\)"),
+        (dict(value=torch.zeros(2, 8, 32)), ValueError, r"value has shape \(2, 8, 32\), needs \(2, 9, 32\)"),
         (dict(self_mask=torch.ones(7, 6).bool()), ValueError, r"self_mask has shape \(7, 6\), needs \(7, 7\)"),
         (dict(self_mask=torch.ones(7, 7)), TypeError, "self_mask is float32, needs bool"),
     ],
 )
 def test_inputs_that_do_not_fit(change, error, message):
-    arguments = dict(query_pos=torch.zeros(2, 7, 32), memory=torch.zeros(2, 9, 32), memory_pos=torch.zeros(2, 9, 32))
+    arguments = dict(query_pos=torch.zeros(2, 7, 32), key=torch.zeros(2, 9, 32), value=torch.zeros(2, 9, 32))
     with pytest.raises(error, match=message):
         decoder()(**arguments | change)
 
