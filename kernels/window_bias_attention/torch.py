@@ -18,7 +18,7 @@ from ..runtime.launch import accumulator_dtype
 from .order import query_order
 
 CHUNK = 1024  # keys
-BLOCK = 3 << 19  # scores of all heads
+BLOCK = 5 << 18  # scores of all heads
 
 # MKL's exp and log set themselves up at their first call. Where two threads share that call, one may compute its half
 # to four digits only, and no later call gives the same bits.
@@ -124,7 +124,7 @@ class _Map:
         slice of them, and their windows, or None where these do not touch the chunk."""
         count = len(self.place)
         for chunk, (begin, end) in zip(self.chunks, self.touching):
-            k, v = (tensor[chunk.keys].to(dtype).transpose(0, 1) for tensor in (key, value))
+            k, v = (tensor[chunk.keys].to(dtype).contiguous().transpose(0, 1) for tensor in (key, value))
             size = max(1, BLOCK // (k.shape[0] * k.shape[1]))
             others = _split(end, count + begin, count if _has_flash(k) else size)
             blocks = [(block, windows_on(self.first[block], chunk)) for block in _split(begin, end, size)]
