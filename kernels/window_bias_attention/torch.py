@@ -116,13 +116,14 @@ class _Map:
         self.first, self.values = first, values.index_select(0, order)
 
     def take(self, *tensors):
-        """Rows (Lq, …) of the queries as they stand."""
+        """Tensors (Lq, …) of the queries as they stand, with those that stand twice."""
         return (tensor.index_select(0, self.order) for tensor in tensors)
 
     def walk(self, key, value, dtype):
         """Every chunk: which keys, their rows of `key` and `value`, (heads, keys, dim), and the queries in blocks: a
         slice of them, and their windows, or None where these do not touch the chunk."""
         count = len(self.place)
+        # The flash kernel takes it for granted that the channels of a row lie side by side.
         for chunk, (begin, end) in zip(self.chunks, self.touching):
             k, v = (tensor[chunk.keys].to(dtype).contiguous().transpose(0, 1) for tensor in (key, value))
             size = max(1, BLOCK // (k.shape[0] * k.shape[1]))
@@ -170,7 +171,7 @@ class _Read:
 
     @classmethod
     def nothing(cls, q):
-        """Of any other it is e^−∞."""
+        """What queries have read of no key: whatever joins it outweighs it wholly."""
         sums = q.new_zeros(q.shape[:-1])
         return cls(torch.zeros_like(q), sums, torch.full_like(sums, torch.finfo(q.dtype).min))
 
